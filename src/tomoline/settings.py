@@ -1,0 +1,233 @@
+"""Every setting of a run: its default, its allowed values and what it means, in this one place.
+
+`config/config.yaml`, its JSON schema (`workflow/schemas/`) and `config/README.md` are generated
+from these classes (`python -m tomoline.settings`) and a test keeps them in step. Unknown keys are
+refused. Lengths carry their unit in the name; voxels are those of the model (the prepared volume)
+unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SAFE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
+class Section(BaseModel):
+    """A group of settings; frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelsSettings(Section):
+    """Which trained networks do the work (folders of `resources/models`)."""
+
+    localizer: str = Field("msdnet-localizer", description="Network that finds particles.")
+    classifier: str = Field("msdnet-classifier", description="Network that names their class.")
+
+
+class PrepareSettings(Section):
+    """From the tomogram as given to the volume the networks read."""
+
+    imod: bool = Field(
+        False, description="Use IMOD's trimvol, newstack and binvol instead of our own code."
+    )
+    rescale: Literal["auto", "never"] = Field(
+        "auto",
+        description="auto: Fourier crop or pad to the model's voxel size when they differ by more "
+        "than rescale_tolerance; never: refuse such a tomogram.",
+    )
+    rescale_tolerance: float = Field(
+        0.03, ge=0, le=0.2, description="Relative difference of voxel size that is left as it is."
+    )
+    max_out_of_range: float = Field(
+        0.001, ge=0, le=1, description="Largest share of NaN or infinite voxels that is repaired."
+    )
+
+
+class TilingSettings(Section):
+    """How a volume is cut into overlapping windows."""
+
+    size_vox: int = Field(
+        0, ge=0, le=1024, description="Window edge in model voxels; 0 chooses by free memory."
+    )
+    halo_vox: int = Field(
+        -1,
+        ge=-1,
+        description="Rim computed and thrown away on each inner face; -1 takes the model's "
+        "receptive field radius.",
+    )
+    shards: int = Field(
+        1, ge=1, le=256, description="Jobs that one tomogram's windows are shared between."
+    )
+
+
+class InferenceSettings(Section):
+    """How networks are run."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU where there is one; cuda: fail where there is none."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the processor has instructions for it."
+    )
+    batch_size: int = Field(0, ge=0, description="Windows a pass; 0 chooses by free memory.")
+    kernel: Literal["auto", "plain"] = Field(
+        "auto", description="plain forces the reference code of each network."
+    )
+    test_time_flips: Literal[1, 2, 4, 8] = Field(
+        1, description="Average over this many flips of the input (the missing wedge stays)."
+    )
+
+
+class ClassifySettings(InferenceSettings):
+    """How the classifier is run on the subtomograms."""
+
+    test_time_flips: Literal[1, 2, 4, 8] = Field(
+        8, description="Average over this many flips of the input (the missing wedge stays)."
+    )
+
+
+class MergeSettings(Section):
+    """From window probabilities to one binary mask."""
+
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="Probability that counts as particle; empty: the card's."
+    )
+    opening_radius_vox: int = Field(
+        0, ge=0, le=10, description="Radius of the binary opening; 0 leaves small particles whole."
+    )
+    mask_cut_components: bool = Field(
+        True, description="Leave out what a window's cut face has cut through (its neighbour has "
+        "it whole)."
+    )
+
+
+class ClusterSettings(Section):
+    """From the mask to candidate centres."""
+
+    bandwidth_vox: float | None = Field(
+        None, gt=0, description="Radius of the mean-shift kernel; empty: the card's."
+    )
+    min_size_vox: int = Field(3, ge=1, description="Smaller clusters become rejects.")
+    max_size_vox: int | None = Field(
+        None, ge=1, description="Larger clusters become rejects; empty: no limit."
+    )
+    min_score: float = Field(
+        0.0, ge=0, le=1, description="Clusters with a lower peak probability become rejects."
+    )
+    split_above_vox: int | None = Field(
+        None, ge=1, description="Components larger than this get further seeds from the distance "
+        "transform; empty: the volume of a ball of the bandwidth's radius."
+    )
+    merge_distance_vox: float | None = Field(
+        None, ge=0, description="Centres closer than this are one particle; empty: bandwidth."
+    )
+    border_vox: int = Field(
+        0, ge=0, description="Centres closer than this to the volume's faces become rejects."
+    )
+
+
+class ExtractSettings(Section):
+    """Cutting subtomograms."""
+
+    box_vox: int | None = Field(
+        None, ge=8, le=256, description="Edge of a subtomogram; empty: the classifier card's."
+    )
+
+
+class VoteSettings(Section):
+    """From voxel labels to one class a particle."""
+
+    centre_radius_vox: float = Field(
+        3.0, ge=0, description="How far from the centre the voted component may start."
+    )
+    min_vote_share: float = Field(
+        0.0, ge=0, le=1, description="Particles with a smaller share of votes become rejects."
+    )
+
+
+class ExportSettings(Section):
+    """Which files are written for other programs."""
+
+    dialects: list[str] = Field(
+        ["relion5", "relion4", "csv"], description="Names of the dialects, see docs."
+    )
+    relion_centre: Literal["picker", "cpp"] = Field(
+        "picker",
+        description="RELION-5's centre: picker = (size/2 - 1) as its Python picker has it, "
+        "cpp = size/2 as its C++ programs have it; one unbinned pixel apart.",
+    )
+    min_score: float = Field(0.0, ge=0, le=1, description="Leave out particles below this score.")
+    classes: list[str] = Field([], description="Only these classes; empty: all.")
+
+
+class EvaluateSettings(Section):
+    """How results are compared with truth, where there is one."""
+
+    hit_distance_vox: float = Field(
+        5.0, gt=0, description="One-to-one matching radius, in the given tomogram's voxels."
+    )
+    dilate_occupancy: bool = Field(
+        True, description="SHREC'20 and '21 dilate the occupancy by one voxel; '19 did not."
+    )
+    beta: float = Field(4.0, gt=0, description="Weight of recall in F-beta.")
+    dog_picker: bool = Field(
+        True, description="Also run the difference-of-Gaussians picker for comparison."
+    )
+
+
+class ReportSettings(Section):
+    """The pictures of the report."""
+
+    slices: int = Field(5, ge=1, le=40, description="Slices shown for each tomogram.")
+
+
+class Config(Section):
+    """The whole of `config/config.yaml`."""
+
+    datasets: list[str] = Field(
+        ["demo"], min_length=1, description="Names of files in config/datasets."
+    )
+    models: ModelsSettings = ModelsSettings()
+    prepare: PrepareSettings = PrepareSettings()
+    tiling: TilingSettings = TilingSettings()
+    segment: InferenceSettings = InferenceSettings()
+    merge: MergeSettings = MergeSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    extract: ExtractSettings = ExtractSettings()
+    classify: ClassifySettings = ClassifySettings()
+    vote: VoteSettings = VoteSettings()
+    export: ExportSettings = ExportSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    report: ReportSettings = ReportSettings()
+    keep: list[
+        Literal["prepared", "shards", "probability", "mask", "subtomograms", "classes"]
+    ] = Field([], description="Intermediate files to keep; the others go when no longer needed.")
+    # `simulate` and `train` sections are added here by the rooms that own them.
+
+
+class DatasetSettings(Section):
+    """One `config/datasets/<name>.yaml`, written by `tomoline onboard`."""
+
+    name: str = Field(pattern=SAFE_NAME, description="The dataset's name, and its results folder.")
+    sheet: str = Field(description="Its table of tomograms, beside this file.")
+    voxel_size_angstrom: float | None = Field(
+        None, gt=0, description="Overrides the headers; empty: each file's header."
+    )
+    contrast: Literal["dark", "bright"] = Field(
+        "dark", description="Whether particles are darker or brighter than their surroundings."
+    )
+    axes: Literal["auto", "xyz", "xzy"] = Field(
+        "auto", description="Axis order on file, fastest first; xzy is `tilt`'s own output, "
+        "turned about x as `trimvol -rx` does; auto: as the sheet's column says."
+    )
+    tilt_series_pixel_size_angstrom: float | None = Field(
+        None, gt=0, description="Unbinned pixel size; empty: the tomogram is taken as unbinned."
+    )
+    voltage_kv: float = Field(300.0, gt=0, description="For RELION's optics table.")
+    spherical_aberration_mm: float = Field(2.7, ge=0, description="For RELION's optics table.")
+    amplitude_contrast: float = Field(0.1, ge=0, le=1, description="For RELION's optics table.")
+    classes: list[str] = Field([], description="Classes expected in it; empty: the model's.")

@@ -1,8 +1,8 @@
 """Outputs that are either whole or absent.
 
-A job that is killed half way must leave nothing that the next run could take for a result, so every
-file is written beside its name and renamed when it is complete. The temporary name keeps the suffix,
-because several writers choose their format by it.
+A job killed half way must leave nothing that the next run could take for a result, so every
+file is written beside its name and renamed when it is complete. The temporary name keeps the
+suffix, because several writers choose their format by it.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def temporary_beside(path: str | os.PathLike[str]) -> Path:
-    """Return the hidden name in the same folder, with the same suffix, that this process writes to."""
+    """Return the hidden name in the same folder, same suffix, that this process writes to."""
     target = Path(path)
     return target.with_name(f".{target.name}.part{os.getpid()}{target.suffix}")
 

@@ -8,9 +8,14 @@ unless a name says otherwise.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tomoline.errors import InputError
 
 SAFE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
@@ -22,8 +27,9 @@ class Section(BaseModel):
 
 
 class ModelsSettings(Section):
-    """Which trained networks do the work (folders of `resources/models`)."""
+    """Which trained networks do the work."""
 
+    folder: str = Field("resources/models", description="Where the models lie, one folder each.")
     localizer: str = Field("msdnet-localizer", description="Network that finds particles.")
     classifier: str = Field("msdnet-classifier", description="Network that names their class.")
 
@@ -100,8 +106,9 @@ class MergeSettings(Section):
         0, ge=0, le=10, description="Radius of the binary opening; 0 leaves small particles whole."
     )
     mask_cut_components: bool = Field(
-        True, description="Leave out what a window's cut face has cut through (its neighbour has "
-        "it whole)."
+        True,
+        description="Leave out what a window's cut face has cut through (its neighbour has "
+        "it whole).",
     )
 
 
@@ -119,8 +126,10 @@ class ClusterSettings(Section):
         0.0, ge=0, le=1, description="Clusters with a lower peak probability become rejects."
     )
     split_above_vox: int | None = Field(
-        None, ge=1, description="Components larger than this get further seeds from the distance "
-        "transform; empty: the volume of a ball of the bandwidth's radius."
+        None,
+        ge=1,
+        description="Components larger than this get further seeds from the distance "
+        "transform; empty: the volume of a ball of the bandwidth's radius.",
     )
     merge_distance_vox: float | None = Field(
         None, ge=0, description="Centres closer than this are one particle; empty: bandwidth."
@@ -203,9 +212,9 @@ class Config(Section):
     export: ExportSettings = ExportSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()
-    keep: list[
-        Literal["prepared", "shards", "probability", "mask", "subtomograms", "classes"]
-    ] = Field([], description="Intermediate files to keep; the others go when no longer needed.")
+    keep: list[Literal["prepared", "shards", "probability", "mask", "subtomograms", "classes"]] = (
+        Field([], description="Intermediate files to keep; the others go when no longer needed.")
+    )
     # `simulate` and `train` sections are added here by the rooms that own them.
 
 
@@ -221,13 +230,76 @@ class DatasetSettings(Section):
         "dark", description="Whether particles are darker or brighter than their surroundings."
     )
     axes: Literal["auto", "xyz", "xzy"] = Field(
-        "auto", description="Axis order on file, fastest first; xzy is `tilt`'s own output, "
-        "turned about x as `trimvol -rx` does; auto: as the sheet's column says."
+        "auto",
+        description="Axis order on file, fastest first; xzy is `tilt`'s own output, "
+        "turned about x as `trimvol -rx` does; auto: as the sheet's column says.",
     )
     tilt_series_pixel_size_angstrom: float | None = Field(
         None, gt=0, description="Unbinned pixel size; empty: the tomogram is taken as unbinned."
+    )
+    unbinned_size_xyz: tuple[int, int, int] | None = Field(
+        None, description="Size of the tomogram in unbinned pixels (RELION's rlnTomoSizeX, Y, Z); "
+        "empty: its own size times the binning."
+    )
+    binned_by: Literal["fourier", "average"] = Field(
+        "fourier", description="How the tomogram was binned: fourier (RELION, Warp) keeps the "
+        "centre of voxel 0 where it was; average (IMOD's binvol and newstack -bin) moves it half "
+        "a block inwards."
     )
     voltage_kv: float = Field(300.0, gt=0, description="For RELION's optics table.")
     spherical_aberration_mm: float = Field(2.7, ge=0, description="For RELION's optics table.")
     amplitude_contrast: float = Field(0.1, ge=0, le=1, description="For RELION's optics table.")
     classes: list[str] = Field([], description="Classes expected in it; empty: the model's.")
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def validated(kind: type[SectionT], raw: Mapping[str, Any], *, source: str | Path) -> SectionT:
+    """Check `raw` against a group of settings; InputError naming every fault at once.
+
+    Unknown keys, values of the wrong type and values out of range are refused; for an unknown key
+    the known ones are listed and the nearest is proposed.
+    """
+    try:
+        return kind.model_validate(dict(raw))
+    except ValidationError as error:
+        faults = error.errors()
+    found, expected, remedies = [], [], []
+    for fault in faults:
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            known = sorted(_section_at(kind, fault["loc"][:-1]).model_fields)
+            found.append(f"the unknown key `{key}`")
+            expected.append(f"one of {', '.join(known)}")
+            remedies.append(_nearest(str(fault["loc"][-1]), known))
+        else:
+            given = "" if fault["type"] == "missing" else f" {fault['input']!r}"
+            found.append(f"`{key}`{given}")
+            expected.append(fault["msg"][:1].lower() + fault["msg"][1:])
+            remedies.append(f"correct `{key}`")
+    raise InputError(
+        source,
+        expected="; ".join(dict.fromkeys(expected)),
+        found="; ".join(found),
+        remedy="; ".join(dict.fromkeys(remedies)) + " (config/README.md explains every key)",
+    )
+
+
+def _section_at(kind: type[Section], location: Iterable[str | int]) -> type[Section]:
+    for part in location:
+        inner = kind.model_fields[str(part)].annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            kind = inner
+    return kind
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    close = get_close_matches(key, known, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"remove `{key}`"
+
+
+if __name__ == "__main__":
+    from tomoline.settings_docs import main
+
+    main()

@@ -1,0 +1,376 @@
+"""Where every tomogram of every dataset stands, read from files alone.
+
+Nothing is asked of the workflow manager: a stage is done when its own output or a later stage's
+exists (intermediate files vanish after use), failed when its log ends in an ERROR that is newer
+than any such output, running when its log has begun and a run is under way.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from tomoline.contracts import STAGES
+from tomoline.errors import InputError
+from tomoline.io.sheet import SheetRow, list_datasets, load_dataset
+from tomoline.settings import ExportSettings
+
+State = Literal["done", "failed", "running", "interrupted", "to do", "-"]
+
+EVALUATE = "evaluate"
+COLUMNS = (*STAGES, EVALUATE)
+
+# What proves a stage done, below results/<dataset>/<tomogram>/; segment and export are counted.
+_OUTPUTS: dict[str, tuple[str, ...]] = {
+    "prepare": ("prepared.json",),
+    "tile": ("plan.json",),
+    "merge": ("mask.mrc",),
+    "cluster": ("candidates.csv",),
+    "extract": ("subtomograms.h5",),
+    "classify": ("classes.h5",),
+    "vote": ("particles.csv",),
+    EVALUATE: ("evaluation.json",),
+}
+_LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d [\d:,.]+ ([A-Z]+)\s+\S+: (.*)$")
+_SHARD = re.compile(r"(\d+)-of-(\d+)")
+_TAIL_BYTES = 65536
+# A log that changed this recently belongs to a run that is alive, even one without a lock.
+_RECENT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """The time (s since the epoch), and whether the workflow holds its lock."""
+
+    now: float
+    locked: bool = False
+
+    def beats(self, changed: float) -> bool:
+        """Whether a log that last changed at `changed` belongs to a job that is running."""
+        return self.locked or self.now - changed < _RECENT_SECONDS
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """The state of one stage of one tomogram, and why where it failed."""
+
+    state: State
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TomogramStatus:
+    """One row: the tomogram, its verdict in the sheet, its stages, its accepted particles."""
+
+    tomogram: str
+    use: bool
+    verdict: str
+    reason: str
+    stages: dict[str, StageStatus] = field(default_factory=dict)
+    particles: int | None = None
+
+    @property
+    def summary(self) -> str:
+        """One word for the whole row: finished, failed, running, to do, refused or unused."""
+        if not self.use:
+            return "refused" if self.verdict == "refused" else "unused"
+        states = [stage.state for stage in self.stages.values() if stage.state != "-"]
+        for state in ("failed", "running", "interrupted"):
+            if state in states:
+                return state
+        return "finished" if all(state == "done" for state in states) else "to do"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetStatus:
+    """All tomograms of a dataset; `problem` where its files cannot be read."""
+
+    name: str
+    tomograms: tuple[TomogramStatus, ...] = ()
+    left_over: tuple[str, ...] = ()
+    problem: str = ""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tomograms are in each summary state, and the accepted particles."""
+        words = [row.summary for row in self.tomograms]
+        counts = {word: words.count(word) for word in dict.fromkeys(words)}
+        return {"tomograms": len(words), **counts, "particles": self.particles}
+
+    @property
+    def particles(self) -> int:
+        """Accepted particles of all its tomograms."""
+        return sum(row.particles or 0 for row in self.tomograms)
+
+
+def collect_status(
+    project: str | Path = ".", *, dataset: str | None = None, now: float | None = None
+) -> list[DatasetStatus]:
+    """Read the state of one dataset, or of all that were onboarded in `project`.
+
+    Parameters
+    ----------
+    project:
+        Folder with config/ and results/.
+    now:
+        Time (seconds since the epoch) that "recently" is measured from; default: the present.
+
+    Raises
+    ------
+    InputError
+        The dataset asked for is not there or cannot be read. When all are listed, such a dataset
+        gets a `problem` instead, so that it does not hide the others.
+    """
+    project = Path(project)
+    folder = project / "config" / "datasets"
+    now = time.time() if now is None else now
+    if dataset is not None:
+        return [_dataset_status(project, dataset, now=now)]
+    found = []
+    for name in list_datasets(folder):
+        try:
+            found.append(_dataset_status(project, name, now=now))
+        except InputError as error:
+            found.append(DatasetStatus(name=name, problem=str(error)))
+    return found
+
+
+def format_status(datasets: Sequence[DatasetStatus]) -> str:
+    """Lay the tables out for a terminal; reasons of failures and refusals below each."""
+    if not datasets:
+        return (
+            "No dataset has been onboarded here yet. Next: tomoline onboard PATH... --name NAME\n"
+        )
+    return "\n".join(_format_dataset(dataset) for dataset in datasets)
+
+
+def status_json(datasets: Sequence[DatasetStatus]) -> str:
+    """Return the same as JSON text."""
+    value: list[dict[str, Any]] = []
+    for dataset in datasets:
+        rows = [{**asdict(row), "summary": row.summary} for row in dataset.tomograms]
+        value.append({**asdict(dataset), "tomograms": rows, "counts": dataset.counts})
+    return json.dumps({"datasets": value}, indent=2, ensure_ascii=False) + "\n"
+
+
+def last_error(log: str | Path) -> str | None:
+    """Return the message of the ERROR that a stage's log ends in, or None where it does not.
+
+    A message may go on over several lines; what follows the last dated line belongs to it.
+    """
+    with Path(log).open("rb") as handle:
+        size = handle.seek(0, 2)
+        handle.seek(max(0, size - _TAIL_BYTES))
+        lines = handle.read().decode("utf-8", errors="replace").splitlines()
+    level, message = "", [""]
+    for line in lines:
+        match = _LOG_LINE.match(line)
+        if match:
+            level, message = match[1], [match[2]]
+        elif line.strip():
+            message.append(line.strip())
+    return " ".join(message) if level in ("ERROR", "CRITICAL") else None
+
+
+def stage_states(
+    folder: str | Path, *, truth: bool = False, dialects: int = 1, pulse: Pulse
+) -> dict[str, StageStatus]:
+    """Read the state of each stage from a tomogram's results folder.
+
+    Parameters
+    ----------
+    folder:
+        results/<dataset>/<tomogram>; it need not exist.
+    truth:
+        Whether the tomogram has a truth to be evaluated against.
+    dialects:
+        How many export files there are to be.
+    pulse:
+        The present time and whether a run is known to be under way.
+    """
+    folder = Path(folder)
+    evidence = {stage: _evidence(folder, stage, dialects=dialects) for stage in COLUMNS}
+    states: dict[str, StageStatus] = {}
+    for number, stage in enumerate(STAGES):
+        later = [evidence[name] for name in STAGES[number + 1 :]]
+        if number <= STAGES.index("vote"):  # evaluation follows vote, not export
+            later.append(evidence[EVALUATE])
+        known = [when for when in later if when is not None]
+        states[stage] = _one_stage(
+            folder, stage, own=evidence[stage], later=max(known, default=None), pulse=pulse
+        )
+    if truth:
+        own = evidence[EVALUATE]
+        states[EVALUATE] = _one_stage(folder, EVALUATE, own=own, later=None, pulse=pulse)
+    else:
+        states[EVALUATE] = StageStatus("-")
+    return states
+
+
+def accepted_particles(table: str | Path) -> int | None:
+    """Count the accepted rows of a particles.csv; None where there is none."""
+    path = Path(table)
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", newline="") as handle:
+        return sum(1 for row in csv.DictReader(handle) if row.get("status") == "accepted")
+
+
+def _dataset_status(project: Path, name: str, *, now: float) -> DatasetStatus:
+    _, rows = load_dataset(name, folder=project / "config" / "datasets")
+    results = project / "results" / name
+    pulse = Pulse(now, locked=any((project / ".snakemake" / "locks").glob("*")))
+    dialects = _configured_dialects(project)
+    tomograms = []
+    for row in rows:
+        folder = results / row.tomogram
+        states: dict[str, StageStatus] = {}
+        particles = None
+        if row.wanted:
+            states = stage_states(folder, truth=bool(row.truth), dialects=dialects, pulse=pulse)
+            particles = accepted_particles(folder / "particles.csv")
+        tomograms.append(_tomogram(row, states, particles))
+    return DatasetStatus(
+        name=name,
+        tomograms=tuple(tomograms),
+        left_over=tuple(_left_over(results, known={row.tomogram for row in rows})),
+    )
+
+
+def _tomogram(
+    row: SheetRow, stages: dict[str, StageStatus], particles: int | None
+) -> TomogramStatus:
+    return TomogramStatus(
+        tomogram=row.tomogram,
+        use=row.wanted,
+        verdict=row.verdict,
+        reason=row.reason,
+        stages=stages,
+        particles=particles,
+    )
+
+
+def _left_over(results: Path, *, known: set[str]) -> list[str]:
+    # a tomogram's folder has logs; export/ and report/ of the dataset have none
+    return sorted(
+        path.name
+        for path in results.glob("*")
+        if path.name not in known and (path / "logs").is_dir()
+    )
+
+
+def _configured_dialects(project: Path) -> int:
+    """How many export files a tomogram gets; the default number where config says nothing."""
+    try:
+        raw = yaml.safe_load((project / "config" / "config.yaml").read_text(encoding="utf-8"))
+        return len(raw["export"]["dialects"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return len(ExportSettings().dialects)
+
+
+def _evidence(folder: Path, stage: str, *, dialects: int) -> float | None:
+    """Time (s) of a stage's complete output, or None."""
+    if stage == "segment":
+        shards = [path for path in (folder / "segment").glob("*.h5") if _SHARD.search(path.stem)]
+        wanted = _shards_wanted(folder, shards)
+        return _newest(shards) if shards and len(shards) >= wanted else None
+    if stage == "export":
+        files = [path for path in (folder / "export").glob("*") if not path.name.startswith(".")]
+        return _newest(files) if files and len(files) >= dialects else None
+    paths = [folder / name for name in _OUTPUTS[stage]]
+    return _newest(paths) if all(path.exists() for path in paths) else None
+
+
+def _shards_wanted(folder: Path, shards: Iterable[Path]) -> int:
+    names = [path.stem for path in shards]
+    names += [path.stem for path in (folder / "logs").glob("segment_*.log")]
+    totals = [int(match[2]) for match in map(_SHARD.search, names) if match]
+    return max(totals, default=1)
+
+
+def _newest(paths: Iterable[Path]) -> float:
+    return max(path.stat().st_mtime for path in paths)
+
+
+def _logs(folder: Path, stage: str) -> list[Path]:
+    logs = folder / "logs"
+    return sorted([*logs.glob(f"{stage}.log"), *logs.glob(f"{stage}_*.log")])
+
+
+def _one_stage(
+    folder: Path, stage: str, *, own: float | None, later: float | None, pulse: Pulse
+) -> StageStatus:
+    if own is not None:
+        return StageStatus("done")
+    # Only logs newer than what later stages made speak of the present: older ones belong to the
+    # run whose intermediate files have since been removed.
+    logs = [log for log in _logs(folder, stage) if later is None or log.stat().st_mtime > later]
+    reasons = [reason for log in logs if (reason := last_error(log)) is not None]
+    if reasons:
+        return StageStatus("failed", "; ".join(dict.fromkeys(reasons)))
+    if logs and pulse.beats(_newest(logs)):
+        return StageStatus("running")
+    if later is not None:
+        return StageStatus("done")
+    if not logs:
+        return StageStatus("to do")
+    return StageStatus("interrupted", "its log ends without an error: the job was killed")
+
+
+def _format_dataset(dataset: DatasetStatus) -> str:
+    lines = [f"Dataset {dataset.name}"]
+    if dataset.problem:
+        return "\n".join([*lines, f"  cannot be read: {dataset.problem}", ""])
+    columns = [name for name in COLUMNS if name != EVALUATE or _evaluated(dataset)]
+    table = [["tomogram", *columns, "particles"]]
+    for row in dataset.tomograms:
+        if row.use:
+            cells = [str(row.stages[name].state) for name in columns]
+            count = "" if row.particles is None else str(row.particles)
+        else:
+            cells, count = [row.summary, *[""] * (len(columns) - 1)], ""
+        table.append([row.tomogram, *cells, count])
+    lines += layout(table)
+    lines += _notes(dataset)
+    counts = [f"{n} {word}" for word, n in dataset.counts.items() if word != "tomograms"]
+    counts[-1] = f"{dataset.particles} accepted particles"
+    lines.append(f"  {len(dataset.tomograms)} tomograms: " + ", ".join(counts))
+    return "\n".join([*lines, ""])
+
+
+def _evaluated(dataset: DatasetStatus) -> bool:
+    return any(
+        row.stages[EVALUATE].state != "-" for row in dataset.tomograms if EVALUATE in row.stages
+    )
+
+
+def _notes(dataset: DatasetStatus) -> list[str]:
+    notes = []
+    for row in dataset.tomograms:
+        if not row.use and row.reason:
+            notes.append(f"  {row.tomogram}: {row.summary}: {row.reason}")
+        for name, stage in row.stages.items():
+            if stage.reason:
+                notes.append(f"  {row.tomogram}: {name} {stage.state}: {stage.reason}")
+    notes += [
+        f"  results of {name} are there, but it is not in the sheet" for name in dataset.left_over
+    ]
+    return notes
+
+
+def layout(table: Sequence[Sequence[str]], *, indent: str = "  ") -> list[str]:
+    """Set a table of texts in columns, the last one flush right."""
+    widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
+    lines = []
+    for row in table:
+        cells = [text.ljust(width) for text, width in zip(row[:-1], widths[:-1], strict=True)]
+        lines.append((indent + "  ".join([*cells, row[-1].rjust(widths[-1])])).rstrip())
+    return lines

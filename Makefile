@@ -1,0 +1,60 @@
+# demo, test, lint, bench: each sets up the virtual environment .venv first, once.
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CORES ?= all
+TESTS ?= tests
+
+.PHONY: help setup demo test lint format bench generate lock
+
+help: ## Say what there is
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+setup: $(READY) ## Make .venv with everything pinned in requirements.lock
+	@echo "Ready: $(BIN)/tomoline, $(BIN)/snakemake (source $(BIN)/activate)"
+
+demo: $(READY) ## Run two shipped tomograms to STAR files and a report
+	$(BIN)/snakemake --cores $(CORES) --config datasets='[demo]'
+	$(BIN)/snakemake --config datasets='[demo]' --report results/demo/report.html
+	@$(BIN)/tomoline status demo
+	@$(BIN)/python -m tomoline.stages.summary results/demo
+
+test: $(READY) ## Unit and workflow tests (TESTS=tests/unit for a part)
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(READY) ## Style, types and the workflow's own linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/snakemake --lint
+
+format: $(READY) ## Put code and rules in the house's style
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow/rules
+
+bench: $(READY) ## Speed of the networks' kernels on this machine
+	for file in benchmarks/*.py; do $(BIN)/python "$$file"; done
+
+generate: $(READY) ## Write config.yaml, its schema and config/README.md from settings.py
+	$(BIN)/python -m tomoline.settings
+
+lock: ## Renew requirements.lock from pyproject.toml
+	rm -rf .lock && $(PYTHON) -m venv .lock
+	.lock/bin/python -m pip install --quiet --upgrade setuptools '.[dev]'
+	{ head -n 1 requirements.lock; .lock/bin/python -m pip freeze --all --exclude tomoline \
+	  --exclude pip | sed 's/+cpu$$//'; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock && rm -rf .lock

@@ -183,6 +183,15 @@ class EvaluateSettings(Section):
         True, description="SHREC'20 and '21 dilate the occupancy by one voxel; '19 did not."
     )
     beta: float = Field(4.0, gt=0, description="Weight of recall in F-beta.")
+    truth_format: Literal["auto", "shrec19", "shrec20", "shrec21", "csv", "star"] = Field(
+        "auto",
+        description="How the truth is written; auto: by its suffix and first line, "
+        "particle_locations.txt as SHREC'21 has it.",
+    )
+    truth_z_offset_vox: float | None = Field(
+        None,
+        description="Added to the truth's z; empty: 156 for shrec20 (its slab's offset), else 0.",
+    )
     dog_picker: bool = Field(
         True, description="Also run the difference-of-Gaussians picker for comparison."
     )

@@ -1,0 +1,228 @@
+"""Readers of known particle positions: SHREC, CSV (polnet and others) and RELION's STAR.
+
+Every reader returns one table with TRUTH_COLUMNS, coordinates 0-based and in voxels of the
+tomogram as it was given, and `radius_vox` where the file has it. `id` is the particle's number in
+the occupancy volume, where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tomoline.errors import InputError
+from tomoline.io.star import read_star
+
+TRUTH_COLUMNS = ("id", "class", "z_vox", "y_vox", "x_vox")
+RADIUS_COLUMN = "radius_vox"
+# SHREC'20 gives z in its 200-voxel slab of a 512-voxel volume (METHODS.md).
+SHREC20_Z_OFFSET_VOX = 156.0
+
+TruthFormat = Literal["auto", "shrec19", "shrec20", "shrec21", "csv", "star"]
+
+_ALIASES = {
+    "id": ("id", "particle_id", "instance"),
+    "class": ("class", "cls", "pdb", "class_name", "name", "tomolineclassname"),
+    "z_vox": ("z_vox", "z"),
+    "y_vox": ("y_vox", "y"),
+    "x_vox": ("x_vox", "x"),
+    RADIUS_COLUMN: (RADIUS_COLUMN, "radius"),
+}
+
+
+class VoxelGeometry(Protocol):
+    """What a STAR file's coordinates need to become voxels (export/geometry.py has it)."""
+
+    def from_unbinned(self, zyx_pixel: NDArray[np.float64], /) -> NDArray[np.float64]:
+        """Unbinned pixels (n, 3) to voxels."""
+
+    def from_centred_angstrom(
+        self, zyx_angstrom: NDArray[np.float64], /, *, centre: Literal["picker", "cpp"]
+    ) -> NDArray[np.float64]:
+        """Angstrom from the tomogram's centre (n, 3) to voxels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruthOptions:
+    """How a truth file is to be read.
+
+    `z_offset_vox` None takes SHREC'20's own, else 0. `geometry` is needed for STAR files only,
+    `tilt_series` picks its rows there, where it names several tomograms.
+    """
+
+    layout: TruthFormat = "auto"
+    z_offset_vox: float | None = None
+    geometry: VoxelGeometry | None = None
+    relion_centre: Literal["picker", "cpp"] = "picker"
+    tilt_series: str | None = None
+
+
+def read_truth(path: str | Path, options: TruthOptions | None = None) -> pd.DataFrame:
+    """Read known positions, whatever their format; see the module's docstring.
+
+    Raises InputError for a missing or empty file, a format that does not fit, or coordinates that
+    are not numbers.
+    """
+    path, options = Path(path), options or TruthOptions()
+    layout = _detected(path) if options.layout == "auto" else options.layout
+    table = _READERS[layout](path, options)
+    offset = options.z_offset_vox
+    if offset is None:
+        offset = SHREC20_Z_OFFSET_VOX if layout == "shrec20" else 0.0
+    table["z_vox"] = table["z_vox"] + offset
+    _check(table, path)
+    return table
+
+
+def _detected(path: Path) -> TruthFormat:
+    if path.suffix.lower() == ".star":
+        return "star"
+    first = next((line for line in _lines(path) if line.strip()), "")
+    return "csv" if "," in first or path.suffix.lower() == ".csv" else "shrec21"
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(
+            path, expected="a file of known positions", found="no such file", remedy="check `truth`"
+        ) from None
+    except UnicodeDecodeError:
+        raise InputError(
+            path, expected="text", found="binary data", remedy="give the positions, not the volume"
+        ) from None
+
+
+def _read_shrec(path: Path, options: TruthOptions) -> pd.DataFrame:
+    """Lines `pdb x y z rotZ rotX rotZ` ('20, '21) or `pdb z y x ...` ('19); line n is id n."""
+    rows = []
+    lines = [line for line in _lines(path) if line.strip()]
+    for number, line in enumerate(lines, 1):
+        fields = line.split()
+        try:
+            first, second, third = (float(field) for field in fields[1:4])
+        except ValueError:
+            raise InputError(
+                path,
+                expected="lines of a name and three coordinates (SHREC particle_locations.txt)",
+                found=f"line {number}: {line[:80]!r}",
+                remedy="correct the line, or set evaluate.truth_format",
+            ) from None
+        zyx = (first, second, third) if options.layout == "shrec19" else (third, second, first)
+        rows.append((number, fields[0], *zyx))
+    return pd.DataFrame(rows, columns=list(TRUTH_COLUMNS))
+
+
+def _read_csv(path: Path, options: TruthOptions) -> pd.DataFrame:
+    """Columns x, y, z (or x_vox ...), and where they are there id, class (or cls), radius."""
+    _lines(path)
+    try:
+        raw = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(
+            path,
+            expected="a CSV table with a header",
+            found=str(error),
+            remedy="write a header line: id,class,x,y,z",
+        ) from error
+    return _from_named(raw, path)
+
+
+def _from_named(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
+    by_name = {str(column).strip().lower(): column for column in reversed(raw.columns)}
+    found = {
+        name: next((by_name[alias] for alias in aliases if alias in by_name), None)
+        for name, aliases in _ALIASES.items()
+    }
+    missing = [name for name in ("z_vox", "y_vox", "x_vox") if found[name] is None]
+    if missing:
+        raise InputError(
+            path,
+            expected="columns x, y and z (voxels), optionally id, class and radius",
+            found=f"columns {', '.join(map(str, raw.columns))}",
+            remedy="name the columns so",
+        )
+    table = pd.DataFrame(index=raw.index)
+    for name, column in found.items():
+        if column is None:
+            continue
+        table[name] = raw[column].astype(str) if name == "class" else _numbers(raw, column, path)
+    if "id" not in table:
+        table["id"] = np.arange(1, len(table) + 1)
+    if "class" not in table:
+        table["class"] = ""
+    table["id"] = table["id"].astype(int)
+    radius = [RADIUS_COLUMN] if RADIUS_COLUMN in table else []
+    return table[[*TRUTH_COLUMNS, *radius]].reset_index(drop=True)
+
+
+def _numbers(raw: pd.DataFrame, column: str, path: Path) -> pd.Series:
+    values = pd.to_numeric(raw[column], errors="coerce")
+    bad = values.isna()
+    if bad.any():
+        row = int(np.flatnonzero(bad.to_numpy())[0])
+        raise InputError(
+            path,
+            expected=f"numbers in column {column}",
+            found=f"{raw[column].iloc[row]!r} in row {row + 1}",
+            remedy="correct the row",
+        )
+    return values.astype(float)
+
+
+def _read_star(path: Path, options: TruthOptions) -> pd.DataFrame:
+    """RELION-5's centred coordinates, or rlnCoordinate{X,Y,Z} in unbinned pixels."""
+    blocks = read_star(path, text_columns=("rlnTomoName", "tomolineClassName"))
+    raw = blocks.get("particles", next(iter(blocks.values())))
+    if options.tilt_series is not None and "rlnTomoName" in raw:
+        raw = raw[raw["rlnTomoName"] == options.tilt_series]
+    raw = raw.reset_index(drop=True)
+    centred = [f"rlnCenteredCoordinate{axis}Angst" for axis in "ZYX"]
+    corner = [f"rlnCoordinate{axis}" for axis in "ZYX"]
+    columns = next((c for c in (centred, corner) if set(c) <= set(raw.columns)), None)
+    if columns is None or options.geometry is None:
+        raise InputError(
+            path,
+            expected="rlnCenteredCoordinate{X,Y,Z}Angst or rlnCoordinate{X,Y,Z}, and a tomogram "
+            "to place them in",
+            found=f"columns {', '.join(map(str, raw.columns))}",
+            remedy="give RELION's particles.star",
+        )
+    zyx = np.stack([_numbers(raw, column, path).to_numpy() for column in columns], axis=1)
+    if columns is centred:
+        zyx = options.geometry.from_centred_angstrom(zyx, centre=options.relion_centre)
+    else:
+        zyx = options.geometry.from_unbinned(zyx)
+    table = pd.DataFrame(zyx, columns=["z_vox", "y_vox", "x_vox"])
+    table["id"] = np.arange(1, len(table) + 1)
+    name = next((c for c in ("tomolineClassName", "rlnClassNumber") if c in raw), None)
+    table["class"] = "" if name is None else raw[name].astype(str)
+    return table[list(TRUTH_COLUMNS)]
+
+
+def _check(table: pd.DataFrame, path: Path) -> None:
+    if not np.isfinite(table[["z_vox", "y_vox", "x_vox"]].to_numpy(dtype=float)).all():
+        raise InputError(
+            path, expected="finite coordinates", found="NaN or infinity", remedy="correct the file"
+        )
+    if table["id"].duplicated().any():
+        twice = table["id"][table["id"].duplicated()].iloc[0]
+        raise InputError(
+            path, expected="each id once", found=f"id {twice} twice", remedy="correct the ids"
+        )
+
+
+_READERS: dict[str, Callable[[Path, TruthOptions], pd.DataFrame]] = {
+    "shrec19": _read_shrec,
+    "shrec20": _read_shrec,
+    "shrec21": _read_shrec,
+    "csv": _read_csv,
+    "star": _read_star,
+}

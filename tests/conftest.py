@@ -1,0 +1,29 @@
+"""What every test may ask for."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the working tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The evaluation data, `../shared/data` beside the repository (never trained on, not shipped).
+
+    Where the folder is absent the test is skipped, except in CI, which has it: there it fails.
+    """
+    folder = REPOSITORY.parent / "shared" / "data"
+    if folder.is_dir():
+        return folder
+    reason = f"the evaluation data are not here ({folder})"
+    if os.environ.get("CI", "").lower() in ("true", "1"):
+        pytest.fail(reason + ", and CI must run this test")
+    pytest.skip(reason)

@@ -1,1 +1,1 @@
-"""simulation"""
+"""Simulated tomograms with truth: phantom, projection, reconstruction, data sets."""

@@ -1,0 +1,25 @@
+"""Convolution as the networks call it: the plain reference, replaceable by a faster equal."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Convolve(Protocol):
+    """A 3x3x3 convolution with zero "same" padding: `(B, C, Z, Y, X) -> (B, K, Z, Y, X)`."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor: ...
+
+
+def plain_convolve(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
+    """PyTorch's own convolution; weight `(K, C, 3, 3, 3)` in the input's precision."""
+    return F.conv3d(x, weight.to(x.dtype), bias.to(x.dtype), padding=dilation, dilation=dilation)
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

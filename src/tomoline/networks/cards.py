@@ -1,0 +1,107 @@
+"""A model's card, which says everything about it, and the check that its weights are its own.
+
+The card holds the hash of the weight file, so that a card and weights that do not belong together
+are refused before any work is done. Nothing here loads torch: every job of a run reads cards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tomoline.contracts import BACKGROUND
+from tomoline.errors import InputError
+
+CARD, WEIGHTS = "card.yaml", "weights.safetensors"
+
+
+class ModelCard(BaseModel):
+    """What a model is, what it needs and what it was measured to do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    description: str = ""
+    network: str
+    parameters: dict[str, Any]
+    role: Literal["localizer", "classifier"]
+    classes: list[str] = Field(min_length=2)
+    voxel_size_angstrom: float = Field(gt=0)
+    voxel_size_range_angstrom: tuple[float, float]
+    contrast: Literal["dark", "bright"] = "dark"
+    threshold: float | None = Field(None, gt=0, lt=1)
+    bandwidth_vox: float | None = Field(None, gt=0)
+    box_vox: int | None = Field(None, ge=8)
+    receptive_field_vox: int = Field(ge=1)
+    n_parameters: int = Field(ge=1)
+    weights_sha256: str = ""
+    training: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    licence: str = "MIT"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelCard:
+        if self.classes[0] != BACKGROUND:
+            raise ValueError(f"classes must begin with {BACKGROUND!r}")
+        low, high = self.voxel_size_range_angstrom
+        if not low <= self.voxel_size_angstrom <= high:
+            raise ValueError("voxel_size_angstrom lies outside voxel_size_range_angstrom")
+        needed = ("threshold", "bandwidth_vox") if self.role == "localizer" else ("box_vox",)
+        for key in needed:
+            if getattr(self, key) is None:
+                raise ValueError(f"a {self.role} needs {key}")
+        return self
+
+
+def model_folder(path: str | Path) -> Path:
+    """Return the folder of a model that was named by it or by its card."""
+    path = Path(path)
+    return path.parent if path.name == CARD else path
+
+
+def load_card(path: str | Path) -> ModelCard:
+    """Read and check a card; `path` is the model's folder or its card.
+
+    Raises
+    ------
+    InputError
+        If it is missing or says something that cannot be.
+    """
+    card = model_folder(path) / CARD
+    if not card.is_file():
+        known = sorted(p.parent.name for p in card.parent.parent.glob(f"*/{CARD}"))
+        raise InputError(
+            card, expected=f"a model's card ({', '.join(known) or 'none found'} are there)",
+            found="no such file", remedy="correct `models` in the configuration, or train one",
+        )  # fmt: skip
+    try:
+        raw = yaml.safe_load(card.read_text())
+        return ModelCard.model_validate(raw)
+    except (ValidationError, yaml.YAMLError) as error:
+        raise InputError(
+            card, expected="a complete model card", found=str(error),
+            remedy="restore the card that came with the weights",
+        ) from error  # fmt: skip
+
+
+def verify_weights(path: str | Path) -> ModelCard:
+    """Check that the weight file is there and is the one its card was written for."""
+    card = load_card(path)
+    weights = model_folder(path) / WEIGHTS
+    if not weights.is_file():
+        raise InputError(
+            weights, expected="the model's weights", found="no such file",
+            remedy="copy the weights beside their card, or train the model",
+        )  # fmt: skip
+    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if found != card.weights_sha256:
+        raise InputError(
+            weights, expected=f"SHA-256 {card.weights_sha256[:16]}... as its card says",
+            found=f"{found[:16]}...",
+            remedy="the file is damaged or belongs to another card: copy both again",
+        )  # fmt: skip
+    return card

@@ -1,0 +1,131 @@
+"""Three-dimensional mixed-scale dense network (MSDNet) of VP-Detector, section 2.2 and 2.3.
+
+Axes: B batch, C channels, Z, Y, X voxels. Input `(B, in_channels, Z, Y, X)`, output logits
+`(B, classes, Z, Y, X)`. Layer i sees the input and the maps of all earlier layers:
+`in_channels + i * width` channels; it adds `width` maps. The last layer is a 1x1x1 convolution
+over the input and all maps.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tomoline.errors import InputError
+from tomoline.networks.blocks import Convolve, plain_convolve
+
+KERNEL = 3
+SLOPE = 0.01
+
+Dilation = Literal["per_channel", "per_layer"]
+
+
+def dilations(depth: int, width: int, max_dilation: int, mode: Dilation) -> list[list[int]]:
+    """Dilation of each layer's channels.
+
+    `per_channel`: `((i * width + j) mod max) + 1` (eq. 1 and figure 2 of the paper);
+    `per_layer`: `(i mod max) + 1`.
+    """
+    if mode == "per_layer":
+        return [[i % max_dilation + 1] * width for i in range(depth)]
+    return [[(i * width + j) % max_dilation + 1 for j in range(width)] for i in range(depth)]
+
+
+def check_hybrid_dilation(schedule: list[int], kernel: int = KERNEL) -> None:
+    """Refuse a dilation schedule that leaves holes (hybrid dilated convolution rule).
+
+    `M_i = max(M_{i+1} - 2 s_i, M_{i+1} - 2 (M_{i+1} - s_i), s_i)`, `M_n = s_n`, need
+    `M_2 <= kernel` (Wang et al. 2018, section 3.2).
+
+    Raises
+    ------
+    InputError
+        Naming the schedule and the value that breaks the rule.
+    """
+    if len(schedule) < 2:
+        gap = schedule[0]
+    else:
+        gap = schedule[-1]
+        for step in reversed(schedule[1:-1]):
+            gap = max(gap - 2 * step, gap - 2 * (gap - step), step)
+    if gap > kernel or min(schedule) < 1:
+        raise InputError(
+            "dilations", expected=f"a schedule with M_2 <= {kernel} (hybrid dilation rule)",
+            found=f"{schedule} with M_2 = {gap}",
+            remedy="begin with dilation 1 and let it grow in steps of one, such as 1, 2, 3",
+        )  # fmt: skip
+
+
+class MSDNet(nn.Module):
+    """Mixed-scale dense network; see the module's legend for shapes.
+
+    Parameters
+    ----------
+    in_channels, classes:
+        Channels of the input and of the output.
+    depth, width:
+        Number of layers (d in the paper) and maps each layer adds (w).
+    max_dilation, dilation:
+        Largest dilation, and whether each channel or each layer has its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 1,
+        classes: int = 2,
+        depth: int = 49,
+        width: int = 2,
+        max_dilation: int = 7,
+        dilation: Dilation = "per_channel",
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.classes = in_channels, classes
+        self.depth, self.width = depth, width
+        self.schedule = dilations(depth, width, max_dilation, dilation)
+        check_hybrid_dilation(list(range(1, min(max_dilation, depth * width) + 1)))
+        self.convolve: Convolve = plain_convolve
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for i in range(depth):
+            fan_in = in_channels + i * width
+            weight = torch.empty(width, fan_in, KERNEL, KERNEL, KERNEL)
+            nn.init.kaiming_normal_(weight, a=SLOPE, nonlinearity="leaky_relu")
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(torch.zeros(width)))
+        features = in_channels + depth * width
+        self.last_weight = nn.Parameter(torch.randn(classes, features) / math.sqrt(features))
+        self.last_bias = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(B, classes, Z, Y, X)` of volumes `(B, in_channels, Z, Y, X)`."""
+        for weight, bias, schedule in zip(self.weights, self.biases, self.schedule, strict=True):
+            maps = self._layer(x, weight, bias, schedule)
+            x = torch.cat([x, nn.functional.leaky_relu(maps, SLOPE)], 1)
+        last = self.last_weight.to(x.dtype)[:, :, None, None, None]
+        return nn.functional.conv3d(x, last, self.last_bias.to(x.dtype))
+
+    def _layer(self, x: Tensor, weight: Tensor, bias: Tensor, schedule: list[int]) -> Tensor:
+        """One layer: channels that share a dilation go through one convolution."""
+        if len(set(schedule)) == 1:
+            return self.convolve(x, weight, bias, schedule[0])
+        parts: list[Tensor | None] = [None] * len(schedule)
+        for step in sorted(set(schedule)):
+            channels = [j for j, s in enumerate(schedule) if s == step]
+            maps = self.convolve(x, weight[channels], bias[channels], step)
+            for k, j in enumerate(channels):
+                parts[j] = maps[:, k : k + 1]
+        return torch.cat([p for p in parts if p is not None], 1)
+
+    @property
+    def receptive_field_vox(self) -> int:
+        """Edge of the cube of input voxels that one output voxel can depend on."""
+        return receptive_field(self.schedule)
+
+
+def receptive_field(schedule: list[list[int]]) -> int:
+    """`1 + 2 sum_i max_j s_ij`: the widest path takes each layer's largest dilation."""
+    return 1 + 2 * sum(max(layer) for layer in schedule)

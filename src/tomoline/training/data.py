@@ -1,0 +1,91 @@
+"""Training volumes, simulated afresh for every epoch.
+
+Axes are (z, y, x). Every random choice follows from (seed, epoch), so that a resumed training sees
+what an unbroken one would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tomoline.ops.normalise import normalise
+from tomoline.simulation.densities import Density, load_density
+from tomoline.simulation.tomogram import SimulatedTomogram, random_conditions, simulate_tomogram
+
+VALIDATION_SEED = 1_000_000_007
+
+
+@dataclass(frozen=True)
+class TrainingVolume:
+    """A normalised tomogram and its truth.
+
+    `volume` float32, `core` uint8 (1 in the ball about each centre), `classes` uint8 (0 is
+    background), all `(z, y, x)`; `centres_zyx (n, 3)` and `labels (n,)` of the particles;
+    `instances` their ids.
+    """
+
+    volume: NDArray[np.float32]
+    core: NDArray[np.uint8]
+    classes: NDArray[np.uint8]
+    instances: NDArray[np.uint16]
+    centres_zyx: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+
+def core_radius(radius_vox: float) -> float:
+    """Radius of the ball that the localizer learns to mark: about half the particle's."""
+    return float(np.clip(0.45 * radius_vox, 2.2, 3.5))
+
+
+def core_mask(
+    shape: tuple[int, ...], centres_zyx: NDArray[np.float64], radii: Sequence[float]
+) -> NDArray[np.uint8]:
+    """Balls of the given radii about sub-voxel centres."""
+    mask = np.zeros(shape, np.uint8)
+    for centre, radius in zip(centres_zyx, radii, strict=True):
+        low = np.maximum(np.floor(centre - radius).astype(int), 0)
+        high = np.minimum(np.ceil(centre + radius).astype(int) + 1, shape)
+        grids = np.ogrid[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+        distance = sum((g - c) ** 2 for g, c in zip(grids, centre, strict=True))
+        mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] |= distance <= radius**2
+    return mask
+
+
+class SimulatedSource:
+    """Fresh tomograms from the simulator for every epoch."""
+
+    def __init__(
+        self, densities: Path, classes: Sequence[str], *, shape_zyx: tuple[int, int, int],
+        seed: int,
+    ) -> None:  # fmt: skip
+        self.densities: list[Density] = [load_density(densities, name) for name in classes]
+        self.shape_zyx, self.seed = shape_zyx, seed
+
+    def volumes(self, epoch: int, count: int) -> list[TrainingVolume]:
+        """`count` tomograms that belong to this epoch alone."""
+        first = self.seed * 1_000_000 + epoch * count
+        return [self._make(first + k) for k in range(count)]
+
+    def validation(self, count: int) -> list[TrainingVolume]:
+        """Held-out tomograms, always the same ones."""
+        return [self._make(VALIDATION_SEED + k) for k in range(count)]
+
+    def _make(self, seed: int) -> TrainingVolume:
+        phantom, tilt, radial = random_conditions(seed, self.shape_zyx)
+        made = simulate_tomogram(self.densities, phantom, tilt, filter_settings=radial, seed=seed)
+        return self._truth(made)
+
+    def _truth(self, made: SimulatedTomogram) -> TrainingVolume:
+        names = [d.name for d in self.densities]
+        labels = np.array([names.index(c) + 1 for c in made.phantom.classes], np.int64)
+        centres = np.asarray(made.phantom.centres_zyx, float).reshape(-1, 3)
+        radii = [core_radius(self.densities[k - 1].radius_vox) for k in labels]
+        return TrainingVolume(
+            normalise(made.reconstruction), core_mask(made.reconstruction.shape, centres, radii),
+            made.phantom.class_mask, made.phantom.occupancy, centres, labels,
+        )  # fmt: skip

@@ -1,0 +1,21 @@
+"""Options of the training loop (what the `train` section of the configuration turns into)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Optimiser, schedule and stopping; epochs are counted from 0."""
+
+    learning_rate: float = 1e-3
+    schedule: Literal["paper", "cosine"] = "paper"
+    step_epochs: int = 80  # paper: divided by 10 after every 80 epochs
+    max_epochs: int = 500
+    warmup_epochs: float = 0.0
+    patience: int = 100  # epochs without a better validation loss before stopping
+    validate_every: int = 1
+    average_decay: float = 0.99  # exponential average of the weights, what is validated and kept
+    clip_norm: float = 1.0

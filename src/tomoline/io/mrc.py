@@ -12,7 +12,7 @@ import os
 import string
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -135,7 +135,7 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
         warnings.append(f"{found - expected} bytes after the end of the data are not read")
     axes = _axis_order(file, fields, warnings)
     header = _build(file, fields, order, axes)
-    header = _replace(
+    header = replace(
         header,
         stamp_ok=_stamped_order(raw) == order,
         expected_bytes=expected,
@@ -519,7 +519,7 @@ def _with_signedness(header: MrcHeader, fields: NDArray[Any]) -> MrcHeader:
         notes.append(f"the header does not say whether bytes are signed; read as {names[signed]}")
     else:
         signed = True  # all bytes are below 128: both readings agree
-    return _replace(header, signed_bytes=signed, warnings=(*header.warnings, *notes))
+    return replace(header, signed_bytes=signed, warnings=(*header.warnings, *notes))
 
 
 def _unflagged(fields: NDArray[Any], by_data: bool | None) -> bool:
@@ -538,10 +538,6 @@ def _byte_sds(counts: NDArray[np.int64]) -> tuple[float, float]:
         mean = float(weights @ values)
         deviations.append(float(np.sqrt(weights @ np.square(values - mean))))
     return deviations[0], deviations[1]
-
-
-def _replace(header: MrcHeader, **changes: Any) -> MrcHeader:
-    return MrcHeader(**{**header.__dict__, **changes})
 
 
 def _not_mrc(file: Path, raw: bytes, found: str) -> InputError:

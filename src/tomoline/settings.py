@@ -202,6 +202,103 @@ class ReportSettings(Section):
 
     slices: int = Field(5, ge=1, le=40, description="Slices shown for each tomogram.")
 
+class SimulateSettings(Section):
+    """Simulated data sets in SHREC layout: results/simulated/<name>/model_<k>."""
+
+    name: str = Field("shrec-like", pattern=SAFE_NAME, description="Name of the data set.")
+    tomograms: int = Field(10, ge=1, le=10000, description="How many tomograms.")
+    shape_zyx: tuple[int, int, int] = Field(
+        (200, 256, 256), description="Size in voxels; with random conditions the largest depth."
+    )
+    classes: list[str] = Field([], description="Structures; empty: the twelve of SHREC.")
+    conditions: Literal["random", "fixed"] = Field(
+        "random", description="random: SNR, tilt range, thickness, crowding, defocus, alignment "
+        "error and filter drawn for each tomogram; fixed: the values below."
+    )
+    particles: int = Field(600, ge=0, description="fixed: particles wanted; fewer if no room.")
+    snr: float = Field(
+        0.3, gt=0, description="fixed: variance of signal over variance of noise in the untilted "
+        "projection."
+    )
+    tilt_min_deg: float = Field(-60.0, gt=-90, lt=90, description="fixed: first tilt.")
+    tilt_max_deg: float = Field(60.0, gt=-90, lt=90, description="fixed: last tilt.")
+    tilt_step_deg: float = Field(3.0, gt=0, description="fixed: tilt step.")
+    defocus_um: float = Field(0.0, ge=0, description="fixed: defocus; 0: no CTF.")
+    shift_sd_vox: float = Field(0.5, ge=0, description="fixed: alignment error of an image (SD).")
+    seed: int = Field(1, ge=0, description="The same seed gives the same tomograms.")
+
+
+class NetworkShape(Section):
+    """Size of an MSDNet; the published ones are 49 or 100 layers of 2 maps, per channel."""
+
+    depth: int = Field(8, ge=1, le=400, description="Layers.")
+    width: int = Field(16, ge=1, le=128, description="Maps each layer adds.")
+    max_dilation: int = Field(4, ge=1, le=16, description="Largest dilation.")
+    dilation: Literal["per_channel", "per_layer"] = Field(
+        "per_layer", description="per_channel as in the paper; per_layer is faster on processors."
+    )
+
+
+class TrainSettings(Section):
+    """Training of a network; the models land in results/models."""
+
+    name: str = Field("msdnet", pattern=SAFE_NAME, description="Name of the models made.")
+    network: Literal["msdnet"] = Field("msdnet", description="Kind of network.")
+    shape: NetworkShape = NetworkShape()
+    task: Literal["localizer", "classifier", "joint"] = Field(
+        "joint", description="What is learnt; joint: both at once, sharing their layers."
+    )
+    classes: list[str] = Field([], description="Structures; empty: the twelve of SHREC.")
+    source: Literal["simulator", "folders"] = Field(
+        "simulator", description="Fresh simulated tomograms every epoch, or SHREC folders."
+    )
+    folders: list[str] = Field([], description="folders: tomograms to train on.")
+    validation_folders: list[str] = Field([], description="folders: held-out tomograms.")
+    shape_zyx: tuple[int, int, int] = Field(
+        (96, 160, 160), description="simulator: size of a tomogram."
+    )
+    init_from: str = Field(
+        "", description="Folder of a model to start from; layers of equal shape are taken over."
+    )
+    crop_vox: int = Field(64, ge=16, le=256, description="Edge of a training window.")
+    centred: bool = Field(
+        False, description="Windows about particles, each class equally often, or anywhere."
+    )
+    batch_size: int = Field(1, ge=1, description="Windows a step, on each device.")
+    steps_per_epoch: int = Field(32, ge=1, description="Steps an epoch.")
+    volumes_per_epoch: int = Field(3, ge=1, description="Tomograms an epoch draws from.")
+    validation_volumes: int = Field(2, ge=1, description="Held-out tomograms.")
+    gamma: float = Field(2.0, ge=0, description="Focusing of the loss; 0: cross-entropy.")
+    core_alpha: float = Field(4.0, gt=0, description="Weight of the localizer's particle class.")
+    background_alpha: float = Field(
+        0.3, gt=0, description="Weight of the classifier's background."
+    )
+    radius_power: float = Field(
+        1.0, ge=0, description="Class weights are (mean(R_e) / R_e) to this power."
+    )
+    core_loss_weight: float = Field(2.0, gt=0, description="joint: weight of the localizer.")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's rate.")
+    schedule: Literal["paper", "cosine"] = Field(
+        "paper", description="paper: a tenth after every step_epochs; cosine: falls to zero."
+    )
+    step_epochs: int = Field(80, ge=1, description="paper: epochs at one rate.")
+    max_epochs: int = Field(500, ge=1, description="Epochs at most.")
+    warmup_epochs: float = Field(0.0, ge=0, description="Epochs over which the rate rises.")
+    patience: int = Field(
+        100, ge=1, description="Stop after this many epochs without a better validation loss."
+    )
+    validate_every: int = Field(1, ge=1, description="Epochs between validations.")
+    average_decay: float = Field(
+        0.99, ge=0, lt=1, description="Exponential average of the weights; 0: none."
+    )
+    clip_norm: float = Field(1.0, gt=0, description="Largest norm of a gradient.")
+    box_vox: int = Field(32, ge=8, le=256, description="Subtomogram edge of the classifier.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the device has instructions for it."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
+    seed: int = Field(1, ge=0, description="The same seed gives the same training.")
+
 
 class Config(Section):
     """The whole of `config/config.yaml`."""
@@ -224,7 +321,8 @@ class Config(Section):
     keep: list[Literal["prepared", "shards", "probability", "mask", "subtomograms", "classes"]] = (
         Field([], description="Intermediate files to keep; the others go when no longer needed.")
     )
-    # `simulate` and `train` sections are added here by the rooms that own them.
+    simulate: SimulateSettings = SimulateSettings()
+    train: TrainSettings = TrainSettings()
 
 
 class DatasetSettings(Section):

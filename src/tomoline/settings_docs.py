@@ -7,6 +7,7 @@ the repository's root writes the files of `generated()` from it, and a test keep
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -39,10 +40,9 @@ SHEET_MEANING = {
 }
 
 _CONFIG_HEAD = """\
-# The run: what `snakemake` does when it is called in this folder.
+# The run: which data sets, which models, which settings.
 # Every key is optional; what is written here is its default. Unknown keys are refused.
-# Generated from src/tomoline/settings.py by `python -m tomoline.settings` and then yours to edit;
-# for one run only: `snakemake --config datasets='[mine]' merge='{threshold: 0.4}'`.
+# Generated from src/tomoline/settings.py by `python -m tomoline.settings` and then yours to edit.
 # yaml-language-server: $schema=../workflow/schemas/config.schema.json
 """
 
@@ -53,6 +53,9 @@ _README_HEAD = """\
 `config/datasets/<name>.tsv` its tomograms, one a row. The last two are written by
 `tomoline onboard` and may be edited. Every key is checked before the first job; an unknown key or a
 value that is not allowed stops the run at once and the message lists what is known.
+
+A key can also be set for one run alone, on the workflow's command line after `--config`:
+`datasets='[mine]' merge='{threshold: 0.4}'`.
 
 A changed setting reruns only the stages that read it. Intermediate files are deleted when they
 are no longer needed, so a change of `cluster` has to compute the probabilities again, unless
@@ -76,14 +79,7 @@ def config_yaml() -> str:
     """Return `config/config.yaml`: every key with its meaning, allowed values and default."""
     lines = [_CONFIG_HEAD]
     for key, field in Config.model_fields.items():
-        section = _section(field)
-        if section is None:
-            lines += [*_comment(field, ""), _entry(key, _default(field), ""), ""]
-            continue
-        lines += [f"# {_first_line(section)}", f"{key}:"]
-        for inner_key, inner in section.model_fields.items():
-            lines += [*_comment(inner, "  "), _entry(inner_key, _default(inner), "  ")]
-        lines.append("")
+        lines += [*_yaml_lines(key, field, ""), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -94,7 +90,7 @@ def readme() -> str:
     for key, field in Config.model_fields.items():
         section = _section(field)
         if section is not None:
-            parts += [f"### {key}\n", _first_line(section) + "\n", _table(section.model_fields)]
+            parts += [f"### {key}\n", _first_line(section) + "\n", _table(_flat(section))]
     parts += ["## datasets/&lt;name&gt;.yaml\n", _table(DatasetSettings.model_fields)]
     parts += ["## datasets/&lt;name&gt;.tsv\n", "| column | meaning |\n|---|---|"]
     text = "\n".join(parts) + "\n"
@@ -119,6 +115,25 @@ def _section(field: FieldInfo) -> type[Section] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
+def _flat(section: type[Section], prefix: str = "") -> dict[str, FieldInfo]:
+    """Return a section's fields, those of an inner section under dotted names."""
+    fields: dict[str, FieldInfo] = {}
+    for key, field in section.model_fields.items():
+        inner = _section(field)
+        fields |= {prefix + key: field} if inner is None else _flat(inner, f"{prefix}{key}.")
+    return fields
+
+
+def _yaml_lines(key: str, field: FieldInfo, indent: str) -> list[str]:
+    section = _section(field)
+    if section is None:
+        return [*_comment(field, indent), _entry(key, _default(field), indent)]
+    lines = [*_wrapped(_first_line(section), indent), f"{indent}{key}:"]
+    for inner_key, inner in section.model_fields.items():
+        lines += _yaml_lines(inner_key, inner, indent + "  ")
+    return lines
+
+
 def _first_line(section: type[Section]) -> str:
     return (section.__doc__ or "").strip().splitlines()[0]
 
@@ -131,19 +146,17 @@ def _default(field: FieldInfo) -> Any:
 def _entry(key: str, value: Any, indent: str) -> str:
     if value is None:
         return f"{indent}{key}:"
+    value = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(value, default_flow_style=True, width=200).removesuffix("...\n").strip()
     return f"{indent}{key}: {text}"
 
 
 def _comment(field: FieldInfo, indent: str) -> list[str]:
-    words = f"{field.description} [{_allowed(field)}]".split()
-    lines, line = [], f"{indent}#"
-    for word in words:
-        if len(line) + 1 + len(word) > 100:
-            lines.append(line)
-            line = f"{indent}#"
-        line += f" {word}"
-    return [*lines, line]
+    return _wrapped(f"{field.description} [{_allowed(field)}]", indent)
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
 
 
 def _allowed(field: FieldInfo) -> str:
@@ -167,6 +180,8 @@ def _kind(annotation: Any) -> str:
         return ", ".join(str(value) for value in arguments)
     if get_origin(annotation) is list:
         return f"list of {_kind(arguments[0])}"
+    if get_origin(annotation) is tuple:
+        return f"list of {len(arguments)}: {_kind(arguments[0])}"
     inner = [_kind(value) for value in arguments if value is not type(None)]
     return " or ".join(inner) + (" or empty" if type(None) in arguments else "")
 

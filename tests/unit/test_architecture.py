@@ -62,6 +62,7 @@ def test_imports_go_only_downwards(path: Path) -> None:
                 ("report", "evaluation"),
                 ("training", "simulation"),
                 ("networks", "ops"),
+                ("networks", "io"),
                 ("io", "ops"),
             }, f"{own} and {part} are on one level"
 

@@ -1,0 +1,24 @@
+# From tomograms to classified particle lists: `snakemake` runs what config/config.yaml names,
+# `snakemake --report report.html` shows what came out, `tomoline status` where everything stands.
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/localize.smk"
+include: "workflow/rules/classify.smk"
+include: "workflow/rules/export.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        targets,

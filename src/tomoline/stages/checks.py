@@ -1,0 +1,203 @@
+"""Everything that can be known to be wrong before the first job, and what is to be run.
+
+`check_run` turns the configuration into a `Run`; any fault is an InputError that names the file or
+key and lists what is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from tomoline.contracts import BACKGROUND
+from tomoline.errors import InputError
+from tomoline.export.dialect import check_classes
+from tomoline.export.registry import dialect
+from tomoline.io.sheet import DATASETS_FOLDER, SheetRow, load_dataset
+from tomoline.networks.cards import ModelCard, load_card, verify_weights
+from tomoline.settings import Config, DatasetSettings, validated
+
+CONFIG_FILE = "config/config.yaml"
+
+# Folders of a dataset's results that are not a tomogram's.
+RESERVED_NAMES = ("benchmarks", "export", "logs", "report")
+
+# Assumed where a header could not be read: such a tomogram fails at once, or is small.
+_UNKNOWN_VOXELS = 50_000_000
+
+_PREPARE_KEYS = ("name", "voxel_size_angstrom", "contrast", "axes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A checked configuration: settings, models, and the rows of each dataset.
+
+    `rows` are those that are run, `left_out` those that are only listed (`use` no, or refused).
+    """
+
+    config: Config
+    models: dict[str, Path]
+    cards: dict[str, ModelCard]
+    datasets: dict[str, DatasetSettings]
+    rows: dict[str, list[SheetRow]]
+    left_out: dict[str, list[SheetRow]]
+
+    @cached_property
+    def _by_name(self) -> dict[tuple[str, str], SheetRow]:
+        return {(name, row.tomogram): row for name, rows in self.rows.items() for row in rows}
+
+    def row(self, dataset: str, tomogram: str) -> SheetRow:
+        """Return a tomogram's row; KeyError where it is not run."""
+        return self._by_name[dataset, tomogram]
+
+    def dataset(self, name: str) -> dict[str, Any]:
+        """Return a dataset's settings as plain values."""
+        return self.datasets[name].model_dump(mode="json")
+
+    def dataset_for_prepare(self, name: str) -> dict[str, Any]:
+        """Return only what changes the prepared volume, so that nothing else prepares it anew."""
+        return self.datasets[name].model_dump(mode="json", include=set(_PREPARE_KEYS)) | {
+            "sheet": self.datasets[name].sheet
+        }
+
+    def listed_only(self, name: str) -> list[dict[str, str]]:
+        """Return the rows that are not run, each with `state` (refused or unused) and `reason`."""
+        return [
+            {
+                "tomogram": row.tomogram,
+                "state": "refused" if row.verdict == "refused" else "unused",
+                "reason": row.reason,
+            }
+            for row in self.left_out[name]
+        ]
+
+    def voxels(self, dataset: str, tomogram: str, *, given: bool = False) -> int:
+        """Return how many voxels the prepared volume will have, or the given file has."""
+        row = self.row(dataset, tomogram)
+        if not (row.nz and row.ny and row.nx):
+            return _UNKNOWN_VOXELS
+        count = prod((row.nz, row.ny, row.nx))
+        size = self.datasets[dataset].voxel_size_angstrom or row.voxel_size_angstrom
+        if given or not size:
+            return count
+        return int(count * (size / self.cards["localizer"].voxel_size_angstrom) ** 3)
+
+
+def check_run(raw: Mapping[str, Any], *, root: str | Path = ".", thorough: bool = True) -> Run:
+    """Check the configuration `raw` with all that it names below `root`.
+
+    Parameters
+    ----------
+    thorough:
+        Also compute the weights' checksums (a job's own process need not repeat that).
+
+    Raises
+    ------
+    InputError
+        Unknown or impossible keys; datasets, models, dialects or classes that are not there; a
+        weight file that is not its card's; voxel sizes outside the model's range.
+    """
+    root = Path(root)
+    config = validated(Config, raw, source=CONFIG_FILE)
+    models = {
+        role: Path(config.models.folder) / getattr(config.models, role)
+        for role in ("localizer", "classifier")
+    }
+    read = verify_weights if thorough else load_card
+    cards = {role: read(root / folder) for role, folder in models.items()}
+    for role, card in cards.items():
+        _check_role(models[role], card, role)
+    for name in config.export.dialects:
+        dialect(name)
+    check_classes(config.export.classes, _particle_classes(cards["classifier"]))
+    loaded = {
+        name: load_dataset(name, folder=root / DATASETS_FOLDER)
+        for name in dict.fromkeys(config.datasets)
+    }
+    for name, (dataset, rows) in loaded.items():
+        _check_dataset(name, dataset, list(filter(is_run, rows)), config=config, cards=cards)
+    return Run(
+        config=config,
+        models=models,
+        cards=cards,
+        datasets={name: dataset for name, (dataset, _) in loaded.items()},
+        rows={name: list(filter(is_run, rows)) for name, (_, rows) in loaded.items()},
+        left_out={
+            name: [row for row in rows if not is_run(row)] for name, (_, rows) in loaded.items()
+        },
+    )
+
+
+def is_run(row: SheetRow) -> bool:
+    """Say whether the workflow runs a row: wanted, and not refused."""
+    return row.wanted and row.verdict != "refused"
+
+
+def _particle_classes(card: ModelCard) -> list[str]:
+    return [name for name in card.classes if name != BACKGROUND]
+
+
+def _check_role(folder: Path, card: ModelCard, role: str) -> None:
+    if card.role != role:
+        raise InputError(
+            f"models.{role}",
+            expected=f"a network trained as {role}",
+            found=f"{folder.name}, a {card.role}",
+            remedy="name another model in config.yaml",
+        )
+
+
+def _check_dataset(
+    name: str,
+    dataset: DatasetSettings,
+    rows: Sequence[SheetRow],
+    *,
+    config: Config,
+    cards: Mapping[str, ModelCard],
+) -> None:
+    sheet = DATASETS_FOLDER / dataset.sheet
+    known = _particle_classes(cards["classifier"])
+    unknown = [kind for kind in dataset.classes if kind not in known]
+    if unknown:
+        raise InputError(
+            DATASETS_FOLDER / f"{name}.yaml",
+            expected=f"classes among {', '.join(known)}",
+            found=", ".join(unknown),
+            remedy="correct `classes`, leave it empty for all, or choose another classifier",
+        )
+    if not rows:
+        raise InputError(
+            sheet,
+            expected="at least one tomogram with use yes and a verdict other than refused",
+            found="none",
+            remedy="see the column reason, mend the files and run `tomoline onboard` again, or "
+            f"take {name} out of `datasets`",
+        )
+    for row in rows:
+        if row.tomogram.lower() in RESERVED_NAMES:
+            raise InputError(
+                sheet,
+                expected=f"a name other than {', '.join(RESERVED_NAMES)}",
+                found=row.tomogram,
+                remedy="change it in the column tomogram",
+            )
+        if config.prepare.rescale == "never":
+            _check_voxel_size(sheet, dataset, row, cards["localizer"])
+
+
+def _check_voxel_size(
+    sheet: Path, dataset: DatasetSettings, row: SheetRow, card: ModelCard
+) -> None:
+    size = dataset.voxel_size_angstrom or row.voxel_size_angstrom
+    low, high = card.voxel_size_range_angstrom
+    if size is not None and not low <= size <= high:
+        raise InputError(
+            f"{sheet}, tomogram {row.tomogram}",
+            expected=f"a voxel size of {low:g} to {high:g} angstrom, as {card.name} takes it",
+            found=f"{size:g} angstrom, and `prepare.rescale: never`",
+            remedy="set `prepare.rescale: auto`, or `use` of this row to no",
+        )

@@ -1,0 +1,71 @@
+# In: candidate centres and the prepared volume. Out: the particle table, in the given voxels.
+
+
+rule extract:
+    input:
+        candidates=rules.cluster.output.candidates,
+        volume=rules.prepare.output.volume,
+        card=model_file("classifier", "card.yaml"),
+    output:
+        subtomograms=intermediate("subtomograms", f"{TOMOGRAM}/subtomograms.h5"),
+    log:
+        log_of("extract"),
+    benchmark:
+        benchmark_of("extract")
+    conda:
+        "../../envs/runtime.yaml"
+    resources:
+        mem_mb=memory(600, 8),
+        runtime=minutes(10, 0.5),
+    params:
+        settings=SETTINGS["extract"],
+    script:
+        "../scripts/extract.py"
+
+
+rule classify:
+    input:
+        subtomograms=rules.extract.output.subtomograms,
+        card=model_file("classifier", "card.yaml"),
+        weights=model_file("classifier", "weights.safetensors"),
+    output:
+        classes=intermediate("classes", f"{TOMOGRAM}/classes.h5"),
+    log:
+        log_of("classify"),
+    benchmark:
+        benchmark_of("classify")
+    conda:
+        "../../envs/gpu.yaml"
+    threads: 4
+    resources:
+        **gpu_of(CONFIG.classify),
+        mem_mb=memory(3000, 8),
+        runtime=minutes(30, 15),
+    params:
+        settings=SETTINGS["classify"],
+    script:
+        "../scripts/classify.py"
+
+
+rule vote:
+    input:
+        candidates=rules.cluster.output.candidates,
+        classes=rules.classify.output.classes,
+        transform=rules.prepare.output.transform,
+    output:
+        particles=f"{TOMOGRAM}/particles.csv",
+    log:
+        log_of("vote"),
+    benchmark:
+        benchmark_of("vote")
+    conda:
+        "../../envs/runtime.yaml"
+    resources:
+        mem_mb=memory(600, 8),
+        runtime=minutes(10, 0.5),
+    params:
+        settings=SETTINGS["vote"],
+        tomogram="{tomogram}",
+        dataset=lambda wildcards: RUN.dataset(wildcards.dataset),
+    script:
+        "../scripts/vote.py"

@@ -1,0 +1,194 @@
+# What all files of rules share - the checked run, names of files, input and resource functions.
+# In: config/config.yaml, config/datasets/*, the models' cards. Out: RUN, CONFIG and functions.
+
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from tomoline.errors import TomolineError
+from tomoline.export.registry import dialect as dialect_of
+from tomoline.stages.checks import check_run
+
+try:
+    # Everything that can be known beforehand is checked before the first job; a job's own process
+    # need not repeat the costly part (the weights' checksums).
+    RUN = check_run(config, thorough=workflow.is_main_process)
+except TomolineError as error:
+    raise WorkflowError(str(error)) from None
+
+CONFIG = RUN.config
+TOMOGRAM = "results/{dataset}/{tomogram}"
+DATASET = "results/{dataset}"
+SETTINGS = CONFIG.model_dump(mode="json")
+
+
+wildcard_constraints:
+    dataset="[A-Za-z0-9][A-Za-z0-9._-]*",
+    tomogram="[A-Za-z0-9][A-Za-z0-9._-]*",
+    scatteritem=r"\d+-of-\d+",
+
+
+scattergather:
+    shards=CONFIG.tiling.shards,
+
+
+def log_of(stage):
+    """The log of a stage of a tomogram, where `tomoline status` looks for it."""
+    return f"{TOMOGRAM}/logs/{stage}.log"
+
+
+def benchmark_of(stage):
+    """Time and memory of a stage of a tomogram, as JSON lines."""
+    return f"{TOMOGRAM}/benchmarks/{stage}.jsonl"
+
+
+def intermediate(name, path):
+    """A file that goes when it is no longer needed, unless the setting `keep` names it."""
+    return path if name in CONFIG.keep else temp(path)
+
+
+def row_of(wildcards):
+    """The tomogram's row of its dataset's sheet."""
+    return RUN.row(wildcards.dataset, wildcards.tomogram)
+
+
+def given_tomogram(wildcards):
+    """The tomogram's file. One that is gone is left to its own job, which fails alone."""
+    path = row_of(wildcards).path
+    return path if Path(path).exists() else []
+
+
+def model_file(role, name):
+    """A file of the network that does the work of `role` (localizer or classifier)."""
+    return f"{RUN.models[role].as_posix()}/{name}"
+
+
+def of_tomograms(pattern, select=lambda row: True):
+    """Input function: `pattern` of every tomogram of a dataset that is run (and selected)."""
+
+    def paths(wildcards):
+        rows = [row for row in RUN.rows[wildcards.dataset] if select(row)]
+        return [
+            pattern.format(dataset=wildcards.dataset, tomogram=row.tomogram)
+            for row in rows
+        ]
+
+    return paths
+
+
+def memory(base_mb, bytes_per_voxel, given=False):
+    """Memory by the volume's size, in MB, and more at each further attempt.
+
+    Counts the voxels of the prepared volume, or those of the file where `given`.
+    """
+
+    def mem_mb(wildcards, attempt):
+        voxels = RUN.voxels(wildcards.dataset, wildcards.tomogram, given=given)
+        return int((base_mb + bytes_per_voxel * voxels / 1e6) * attempt)
+
+    return mem_mb
+
+
+def minutes(base, per_million_voxels=0.0):
+    """Run time by the prepared volume's size, in minutes, and more at each further attempt."""
+
+    def runtime(wildcards, attempt):
+        voxels = RUN.voxels(wildcards.dataset, wildcards.tomogram)
+        return int((base + per_million_voxels * voxels / 1e6) * attempt)
+
+    return runtime
+
+
+def gpu_of(section):
+    """One GPU where the setting asks for one; with `auto` the profile decides."""
+    return {"gpu": 1} if section.device == "cuda" else {}
+
+
+def export_name(dialect):
+    """The name of a tomogram's file in a dialect."""
+    return dialect_of(dialect).file_name
+
+
+def combined_files(dialect):
+    """Those files of a dataset in a dialect that are there whatever was found."""
+    folder = f"{DATASET}/export/{dialect}"
+    combined = {"combined": f"{folder}/{dialect_of(dialect).combined_name}"}
+    if dialect == "relion5":
+        combined["import_list"] = f"{folder}/import.star"
+    return combined
+
+
+def has_truth(row):
+    """Whether a tomogram can be evaluated."""
+    return bool(row.truth)
+
+
+def truth_files(wildcards):
+    """The truth of a tomogram, and its volume of particle numbers where there is one."""
+    row = row_of(wildcards)
+    files = {"truth": row.truth}
+    return files | ({"occupancy": row.occupancy} if row.occupancy else {})
+
+
+# Captions cost time and pages cost size: beyond this many, the dataset's page links to them only.
+PAGES_IN_REPORT = 60
+PAGE_CAPTION = workflow.current_basedir.join("../report/tomogram.rst")
+
+
+def evaluation_files(wildcards):
+    """What the evaluation of a tomogram wrote, where it has a truth."""
+    if not has_truth(row_of(wildcards)):
+        return {}
+    names = {
+        "evaluation": "evaluation",
+        "evaluation_classes": "classes",
+        "confusion": "confusion",
+    }
+    outputs = rules.evaluate.output
+    return {key: str(outputs[name]).format(**wildcards) for key, name in names.items()}
+
+
+def shown(dataset, tomogram):
+    """A tomogram's page, marked for the report if it is there.
+
+    The mark is set here and not on the rule's output, because a marked output has to exist, and
+    after a run in which some tomograms failed theirs does not.
+    """
+    page = rules.report_tomogram.output.page.format(dataset=dataset, tomogram=tomogram)
+    if len(RUN.rows[dataset]) > PAGES_IN_REPORT or not Path(page).exists():
+        return page
+    return report(
+        page,
+        caption=PAGE_CAPTION,
+        category="Tomograms",
+        subcategory=dataset,
+        labels={"tomogram": tomogram, "page": "slices, particles, scores"},
+    )
+
+
+def targets(wildcards):
+    """All that a run is to leave behind: of every tomogram, and of every dataset.
+
+    Each tomogram's files are named themselves, so that one that failed is taken up again although
+    the dataset's files, made of the others meanwhile, are there.
+    """
+    wanted = []
+    for dataset, rows in RUN.rows.items():
+        wanted += [
+            rules.report_dataset.output.page.format(dataset=dataset),
+            rules.report_dataset.output.table.format(dataset=dataset),
+        ]
+        for name in CONFIG.export.dialects:
+            wanted += [
+                path.format(dataset=dataset) for path in combined_files(name).values()
+            ]
+        for row in rows:
+            names = {"dataset": dataset, "tomogram": row.tomogram}
+            wanted.append(shown(**names))
+            wanted += [
+                f"{TOMOGRAM}/export/{export_name(name)}".format(**names)
+                for name in CONFIG.export.dialects
+            ]
+            if has_truth(row):
+                wanted.append(rules.evaluate.output.evaluation.format(**names))
+    return wanted

@@ -1,0 +1,26 @@
+# In: the particles found and, where the sheet names one, the truth. Out: scores and tables.
+
+
+rule evaluate:
+    input:
+        unpack(truth_files),
+        particles=rules.vote.output.particles,
+        transform=rules.prepare.output.transform,
+        volume=rules.prepare.output.volume,
+    output:
+        evaluation=f"{TOMOGRAM}/evaluation.json",
+        classes=f"{TOMOGRAM}/evaluation_classes.csv",
+        confusion=f"{TOMOGRAM}/confusion.csv",
+    log:
+        log_of("evaluate"),
+    benchmark:
+        benchmark_of("evaluate")
+    conda:
+        "../../envs/runtime.yaml"
+    resources:
+        mem_mb=memory(800, 60),
+        runtime=minutes(20, 1),
+    params:
+        settings=SETTINGS["evaluate"],
+    script:
+        "../scripts/evaluate.py"

@@ -1,0 +1,76 @@
+# In: the prepared volume and its plan of windows. Out: probability, mask, candidate centres.
+
+
+rule segment:
+    input:
+        volume=rules.prepare.output.volume,
+        plan=rules.tile.output.plan,
+        card=model_file("localizer", "card.yaml"),
+        weights=model_file("localizer", "weights.safetensors"),
+    output:
+        probability=intermediate("shards", f"{TOMOGRAM}/segment/{{scatteritem}}.h5"),
+    log:
+        log_of("segment_{scatteritem}"),
+    benchmark:
+        benchmark_of("segment_{scatteritem}")
+    conda:
+        "../../envs/gpu.yaml"
+    threads: 4
+    resources:
+        **gpu_of(CONFIG.segment),
+        mem_mb=memory(3000, 12),
+        runtime=minutes(30, 30),
+    params:
+        settings=SETTINGS["segment"],
+        shard="{scatteritem}",
+    script:
+        "../scripts/segment.py"
+
+
+rule merge:
+    input:
+        transform=rules.prepare.output.transform,
+        plan=rules.tile.output.plan,
+        volume=rules.prepare.output.volume,
+        card=model_file("localizer", "card.yaml"),
+        shards=gather.shards(
+            "results/{{dataset}}/{{tomogram}}/segment/{scatteritem}.h5"
+        ),
+    output:
+        probability=intermediate("probability", f"{TOMOGRAM}/probability.mrc"),
+        mask=intermediate("mask", f"{TOMOGRAM}/mask.mrc"),
+    log:
+        log_of("merge"),
+    benchmark:
+        benchmark_of("merge")
+    conda:
+        "../../envs/runtime.yaml"
+    resources:
+        mem_mb=memory(600, 32),
+        runtime=minutes(10, 0.5),
+    params:
+        settings=SETTINGS["merge"],
+    script:
+        "../scripts/merge.py"
+
+
+rule cluster:
+    input:
+        probability=rules.merge.output.probability,
+        mask=rules.merge.output.mask,
+        card=model_file("localizer", "card.yaml"),
+    output:
+        candidates=f"{TOMOGRAM}/candidates.csv",
+    log:
+        log_of("cluster"),
+    benchmark:
+        benchmark_of("cluster")
+    conda:
+        "../../envs/runtime.yaml"
+    resources:
+        mem_mb=memory(600, 48),
+        runtime=minutes(20, 1),
+    params:
+        settings=SETTINGS["cluster"],
+    script:
+        "../scripts/cluster.py"

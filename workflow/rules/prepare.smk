@@ -1,0 +1,49 @@
+# In: a tomogram as given. Out: the volume the networks read, the way back to the given voxels, a
+# picture of the middle slice, and the plan of the windows it is cut into.
+
+
+rule prepare:
+    input:
+        tomogram=given_tomogram,
+        model=model_file("localizer", "card.yaml"),
+    output:
+        volume=intermediate("prepared", f"{TOMOGRAM}/prepared.mrc"),
+        transform=f"{TOMOGRAM}/prepared.json",
+        picture=f"{TOMOGRAM}/middle.png",
+    log:
+        log_of("prepare"),
+    benchmark:
+        benchmark_of("prepare")
+    conda:
+        "../../envs/imod.yaml" if CONFIG.prepare.imod else "../../envs/runtime.yaml"
+    resources:
+        mem_mb=memory(600, 48, given=True),
+        runtime=minutes(15, 0.5),
+    params:
+        settings=SETTINGS["prepare"],
+        tomogram=lambda wildcards: row_of(wildcards).path,
+        dataset=lambda wildcards: RUN.dataset_for_prepare(wildcards.dataset),
+        axes=lambda wildcards: row_of(wildcards).axes,
+    script:
+        "../scripts/prepare.py"
+
+
+rule tile:
+    input:
+        transform=rules.prepare.output.transform,
+        card=model_file("localizer", "card.yaml"),
+    output:
+        plan=f"{TOMOGRAM}/plan.json",
+    log:
+        log_of("tile"),
+    benchmark:
+        benchmark_of("tile")
+    conda:
+        "../../envs/runtime.yaml"
+    resources:
+        mem_mb=600,
+        runtime=5,
+    params:
+        settings=SETTINGS["tiling"],
+    script:
+        "../scripts/tile.py"

@@ -1,0 +1,64 @@
+# In: particle tables, evaluations, pictures. Out: a page a tomogram and a page a dataset, which
+# `snakemake --report report.html` gathers.
+
+
+rule report_tomogram:
+    input:
+        unpack(evaluation_files),
+        particles=rules.vote.output.particles,
+        transform=rules.prepare.output.transform,
+        volume=rules.prepare.output.volume,
+    output:
+        page=f"{TOMOGRAM}/report/tomogram.html",
+        slices=f"{TOMOGRAM}/report/slices.png",
+    log:
+        log_of("report_tomogram"),
+    benchmark:
+        benchmark_of("report_tomogram")
+    conda:
+        "../../envs/runtime.yaml"
+    resources:
+        mem_mb=memory(800, 12),
+        runtime=minutes(10, 0.2),
+    params:
+        settings=SETTINGS["report"],
+        tomogram="{tomogram}",
+        dataset="{dataset}",
+        benchmarks=f"{TOMOGRAM}/benchmarks",
+    script:
+        "../scripts/report_tomogram.py"
+
+
+rule report_dataset:
+    input:
+        particles=of_tomograms(rules.vote.output.particles),
+        transforms=of_tomograms(rules.prepare.output.transform),
+        evaluations=of_tomograms(rules.evaluate.output.evaluation, select=has_truth),
+        pages=of_tomograms(rules.report_tomogram.output.page),
+        combined=[combined_files(name)["combined"] for name in CONFIG.export.dialects],
+        cards=[model_file(role, "card.yaml") for role in RUN.models],
+    output:
+        page=report(
+            f"{DATASET}/report/summary.html",
+            caption="../report/dataset.rst",
+            category="Data sets",
+            labels={"data set": "{dataset}", "page": "all tomograms"},
+        ),
+        table=f"{DATASET}/report/summary.csv",
+    log:
+        f"{DATASET}/logs/report_dataset.log",
+    benchmark:
+        f"{DATASET}/benchmarks/report_dataset.jsonl"
+    localrule: True
+    conda:
+        "../../envs/runtime.yaml"
+    resources:
+        mem_mb=1500,
+        runtime=20,
+    params:
+        settings=SETTINGS["report"],
+        dataset="{dataset}",
+        refused=lambda wildcards: RUN.listed_only(wildcards.dataset),
+        config={key: value for key, value in SETTINGS.items() if key != "datasets"},
+    script:
+        "../scripts/report_dataset.py"

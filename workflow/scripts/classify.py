@@ -1,0 +1,11 @@
+"""Adapts rule classify: its files, settings and log to one call of the library."""
+
+from tomoline.stages import execute
+
+execute(
+    "classify",
+    inputs=dict(snakemake.input.items()),
+    outputs=dict(snakemake.output.items()),
+    settings=snakemake.params.settings,
+    log=snakemake.log[0],
+)

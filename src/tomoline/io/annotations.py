@@ -7,16 +7,18 @@ the occupancy volume, where there is one.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from tomoline.errors import InputError
+from tomoline.io.mrc import open_volume
 from tomoline.io.star import read_star
 
 TRUTH_COLUMNS = ("id", "class", "z_vox", "y_vox", "x_vox")
@@ -226,3 +228,48 @@ _READERS: dict[str, Callable[[Path, TruthOptions], pd.DataFrame]] = {
     "csv": _read_csv,
     "star": _read_star,
 }
+
+
+def read_occupancy(path: str | Path, shape_zyx: tuple[int, int, int]) -> NDArray[np.integer[Any]]:
+    """Read a volume of particle numbers: MRC (SHREC's occupancy_mask.mrc) or .npz (`instance`).
+
+    Returns unsigned integers (nz, ny, nx), 0 for background. Raises InputError where the shape is
+    not the tomogram's or the values are not whole numbers from 0.
+    """
+    path = Path(path)
+    volume = _instance_of_npz(path) if path.suffix == ".npz" else np.asarray(open_volume(path))
+    if volume.shape != shape_zyx:
+        raise InputError(
+            path,
+            expected=f"a volume of the tomogram's shape {shape_zyx} (z, y, x)",
+            found=f"shape {volume.shape}",
+            remedy="give the occupancy volume that belongs to this tomogram",
+        )
+    whole = volume.astype(np.int64)
+    if not np.array_equal(whole, volume) or whole.min() < 0:
+        raise InputError(
+            path,
+            expected="whole particle numbers, 0 for background",
+            found="fractions or negative values",
+            remedy="give occupancy_mask.mrc, not the tomogram or a density",
+        )
+    return whole.astype(np.uint32)
+
+
+def _instance_of_npz(path: Path) -> NDArray[Any]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if "instance" in arrays:
+                instance: NDArray[Any] = arrays["instance"]
+                return instance
+            found = f"arrays {', '.join(arrays)}"
+    except FileNotFoundError:
+        found = "no such file"
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        found = f"a file that numpy cannot read ({error})"
+    raise InputError(
+        path,
+        expected="an .npz file with the array `instance`",
+        found=found,
+        remedy="check `occupancy` in the dataset's sheet",
+    )

@@ -1,0 +1,123 @@
+"""A difference-of-Gaussians picker: what can be had without learning, beside every figure.
+
+The volume is blurred at two widths and subtracted, which answers to blobs of one size; local
+maxima are the picks (Voss et al., J Struct Biol 2009; Pei et al., BMC Bioinformatics 2016). It
+knows no classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, maximum_filter
+from scipy.spatial import cKDTree
+
+# Narrow widths in voxels of 10 A, and the least distance of two picks: what did best among
+# widths of 1.5 to 5 and distances of 5 to 8 on two crowded tomograms of 12 structures.
+SCALES_VOX = (2.5, 3.0, 3.5)
+DISTANCE_VOX = 8.0
+RATIO = 1.6  # of the two widths: the closest to a Laplacian (Marr and Hildreth 1980)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picks:
+    """Centres (n, 3), zyx voxels, best first, with their responses (n,) and the scale used."""
+
+    zyx_vox: NDArray[np.float64]
+    score: NDArray[np.float64]
+    scale_vox: float
+
+
+def dog_response(
+    volume: NDArray[np.float32], scale_vox: float, *, contrast: str = "dark"
+) -> NDArray[np.float32]:
+    """Narrow minus wide blur; particles positive whichever contrast they have."""
+    narrow: NDArray[np.float32] = gaussian_filter(volume.astype(np.float32, copy=False), scale_vox)
+    narrow -= gaussian_filter(volume.astype(np.float32, copy=False), scale_vox * RATIO)
+    return np.negative(narrow) if contrast == "dark" else narrow
+
+
+def peaks(
+    response: NDArray[np.float32],
+    *,
+    distance_vox: float,
+    number: int | None = None,
+    threshold: float | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Local maxima no closer than `distance_vox`, best first: the `number` best, or all above
+    `threshold`.
+
+    Returns centres (n, 3), refined below a voxel by a parabola a dimension, and responses (n,).
+    """
+    floor = -np.inf if threshold is None else threshold
+    local = (response == maximum_filter(response, size=3)) & (response > floor)
+    zyx = np.argwhere(local)
+    values = response[local].astype(float)
+    # Ties in (z, y, x) order, so that equal input gives equal picks.
+    order = np.argsort(-values, kind="stable")
+    kept = _thinned(zyx[order].astype(float), distance_vox, number)
+    chosen = order[kept]
+    return _refined(response, zyx[chosen]), values[chosen]
+
+
+def dog_picks(
+    volume: NDArray[np.float32],
+    scale_vox: float,
+    *,
+    number: int | None = None,
+    threshold: float | None = None,
+    contrast: str = "dark",
+) -> Picks:
+    """Pick at one scale; centres lie at least DISTANCE_VOX apart."""
+    response = dog_response(volume, scale_vox, contrast=contrast)
+    zyx, score = peaks(response, distance_vox=DISTANCE_VOX, number=number, threshold=threshold)
+    return Picks(zyx_vox=zyx, score=score, scale_vox=scale_vox)
+
+
+def dog_picks_at_scales(
+    volume: NDArray[np.float32],
+    *,
+    number: int,
+    scales_vox: Sequence[float] = SCALES_VOX,
+    contrast: str = "dark",
+) -> list[Picks]:
+    """Pick `number` particles at each scale; the caller takes the best by truth.
+
+    That the number is known and the best scale chosen by truth flatters the picker, on purpose.
+    """
+    return [dog_picks(volume, s, number=number, contrast=contrast) for s in scales_vox]
+
+
+def _thinned(zyx: NDArray[np.float64], distance_vox: float, number: int | None) -> list[int]:
+    """Indices kept when each centre, best first, silences those nearer than the distance."""
+    if not len(zyx):
+        return []
+    neighbours = cKDTree(zyx)
+    silent = np.zeros(len(zyx), dtype=bool)
+    kept: list[int] = []
+    for n in range(len(zyx)):
+        if silent[n]:
+            continue
+        kept.append(n)
+        if number is not None and len(kept) == number:
+            break
+        silent[neighbours.query_ball_point(zyx[n], distance_vox * (1 - 1e-9))] = True
+    return kept if number is None else kept[:number]
+
+
+def _refined(response: NDArray[np.float32], zyx: NDArray[np.int64]) -> NDArray[np.float64]:
+    refined = zyx.astype(float)
+    for axis in range(3):
+        inner = (zyx[:, axis] > 0) & (zyx[:, axis] < response.shape[axis] - 1)
+        at = zyx[inner]
+        step = np.eye(3, dtype=int)[axis]
+        left, mid, right = (
+            response[tuple((at + shift * step).T)].astype(float) for shift in (-1, 0, 1)
+        )
+        bend = left - 2 * mid + right
+        offset = np.divide(0.5 * (left - right), bend, out=np.zeros(len(at)), where=bend < 0)
+        refined[inner, axis] += np.clip(offset, -0.5, 0.5)
+    return refined

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from tomoline.contracts import SHEET_COLUMNS
 from tomoline.errors import InputError
 from tomoline.io.atomic import write_text
-from tomoline.settings import SAFE_NAME, DatasetSettings
+from tomoline.settings import SAFE_NAME, DatasetSettings, validated
 
 DATASETS_FOLDER = Path("config/datasets")
 
@@ -146,16 +147,7 @@ def read_dataset(path: str | Path) -> DatasetSettings:
         a `name` that is not the file's own.
     """
     path = Path(path)
-    raw = _read_yaml(path)
-    try:
-        dataset = DatasetSettings(**raw)
-    except ValidationError as error:
-        raise InputError(
-            path,
-            expected="only the keys " + ", ".join(DatasetSettings.model_fields),
-            found=explain(error),
-            remedy="mend the file, or remove it and run `tomoline onboard` again",
-        ) from error
+    dataset = validated(DatasetSettings, _read_yaml(path), source=path)
     if dataset.name != path.stem:
         raise InputError(
             path,
@@ -192,7 +184,10 @@ def write_dataset(path: str | Path, dataset: DatasetSettings) -> None:
     """Write a new dataset file, each key with its description as a comment."""
     lines = [f"# Dataset {dataset.name}, written by `tomoline onboard`; edit it freely."]
     for key, field in DatasetSettings.model_fields.items():
-        lines += [f"# {field.description}", f"{key}: {_yaml_value(getattr(dataset, key))}"]
+        lines += textwrap.wrap(
+            field.description or "", 98, initial_indent="# ", subsequent_indent="# "
+        )
+        lines.append(f"{key}: {_yaml_value(getattr(dataset, key))}")
     write_text(path, "\n".join(lines) + "\n")
 
 

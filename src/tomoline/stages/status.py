@@ -22,6 +22,7 @@ from tomoline.contracts import STAGES
 from tomoline.errors import InputError
 from tomoline.io.sheet import SheetRow, list_datasets, load_dataset
 from tomoline.settings import ExportSettings
+from tomoline.stages.checks import is_run
 
 State = Literal["done", "failed", "running", "interrupted", "to do", "-"]
 
@@ -234,7 +235,7 @@ def _dataset_status(project: Path, name: str, *, now: float) -> DatasetStatus:
         folder = results / row.tomogram
         states: dict[str, StageStatus] = {}
         particles = None
-        if row.wanted:
+        if is_run(row):
             states = stage_states(folder, truth=bool(row.truth), dialects=dialects, pulse=pulse)
             particles = accepted_particles(folder / "particles.csv")
         tomograms.append(_tomogram(row, states, particles))
@@ -250,7 +251,7 @@ def _tomogram(
 ) -> TomogramStatus:
     return TomogramStatus(
         tomogram=row.tomogram,
-        use=row.wanted,
+        use=is_run(row),
         verdict=row.verdict,
         reason=row.reason,
         stages=stages,

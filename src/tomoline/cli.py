@@ -1,0 +1,272 @@
+"""The command `tomoline`: a registry of subcommands, each a function of the parsed arguments.
+
+To add one, write a function that declares its arguments and one that runs, and join them with
+`@command(name, arguments)`; the first line of the latter's docstring is its help. It returns the
+exit code: 0 done, 1 done with a bad answer, 2 refused (a `TomolineError`, shown without traceback).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tomoline.errors import TomolineError
+
+Arguments = Callable[[argparse.ArgumentParser], None]
+Run = Callable[[argparse.Namespace], int]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: its name, how it declares its arguments, and what it does."""
+
+    name: str
+    arguments: Arguments
+    run: Run
+
+    @property
+    def help(self) -> str:
+        """First line of the function's docstring."""
+        return (self.run.__doc__ or "").strip().splitlines()[0]
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def command(name: str, arguments: Arguments) -> Callable[[Run], Run]:
+    """Register a function as the subcommand `name`."""
+
+    def register(run: Run) -> Run:
+        COMMANDS[name] = Command(name, arguments, run)
+        return run
+
+    return register
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with every registered subcommand."""
+    parser = argparse.ArgumentParser(
+        prog="tomoline",
+        description="Find and classify particles in cryo-electron tomograms.",
+        epilog="The workflow itself is run with snakemake, in the project folder.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for entry in COMMANDS.values():
+        sub = commands.add_parser(entry.name, help=entry.help, description=entry.run.__doc__)
+        entry.arguments(sub)
+        sub.set_defaults(run=entry.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except TomolineError as error:
+        print(f"tomoline {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"tomoline {arguments.command}: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader (head, less) has gone; keep Python from complaining while it shuts down
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def add_project(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says which project folder is meant."""
+    parser.add_argument(
+        "--project",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="project folder, with config/ and results/ (default: the current one)",
+    )
+
+
+def _onboard_arguments(parser: argparse.ArgumentParser) -> None:
+    add_project(parser)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="tomograms or folders")
+    parser.add_argument("--name", required=True, help="the dataset's name")
+    parser.add_argument(
+        "--voxel-size", type=_positive, metavar="A", help="angstrom; overrides the files' headers"
+    )
+    parser.add_argument(
+        "--contrast",
+        choices=("dark", "bright"),
+        help="whether particles are darker or brighter than their surroundings "
+        "(default: dark, and you are told where a picture looks otherwise)",
+    )
+    parser.add_argument(
+        "--pattern", metavar="GLOB", help="which files of the folders, such as '*_rec.mrc'"
+    )
+    parser.add_argument(
+        "--axes",
+        choices=("auto", "xyz", "xzy"),
+        default="auto",
+        help="axis order of new files; xzy is what IMOD's tilt writes (default: auto)",
+    )
+    parser.add_argument(
+        "--truth",
+        action="append",
+        default=[],
+        metavar="TOMOGRAM=FILE[,OCCUPANCY]",
+        help="true particles of a tomogram, and its volume of instance ids; may be repeated; "
+        "'none' ignores what lies beside the tomograms (default: found by itself)",
+    )
+
+
+@command("onboard", _onboard_arguments)
+def onboard_command(arguments: argparse.Namespace) -> int:
+    """Look at tomograms and write a dataset's settings and sheet."""
+    from tomoline.stages.onboard import Request, format_outcome, onboard  # noqa: PLC0415
+
+    request = Request(
+        name=arguments.name,
+        paths=tuple(arguments.paths),
+        voxel_size_angstrom=arguments.voxel_size,
+        contrast=arguments.contrast,
+        pattern=arguments.pattern,
+        axes=arguments.axes,
+        truth=tuple(arguments.truth),
+        voxel_range_angstrom=_model_range(arguments.project),
+    )
+    outcome = onboard(request, project=arguments.project)
+    run = _next_command(arguments.project, arguments.name)
+    print(format_outcome(outcome, command=run), end="")
+    return 0 if outcome.usable else 1
+
+
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    add_project(parser)
+    parser.add_argument("--dataset", metavar="NAME", help="only this one (default: all)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+@command("status", _status_arguments)
+def status_command(arguments: argparse.Namespace) -> int:
+    """Show where every tomogram stands, stage by stage."""
+    from tomoline.stages.status import collect_status, format_status, status_json  # noqa: PLC0415
+
+    datasets = collect_status(arguments.project, dataset=arguments.dataset)
+    print(status_json(datasets) if arguments.json else format_status(datasets), end="")
+    return 0
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    add_project(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+@command("doctor", _doctor_arguments)
+def doctor_command(arguments: argparse.Namespace) -> int:
+    """Say what this machine has, what will not work, and the remedy."""
+    from tomoline.stages.doctor import (  # noqa: PLC0415
+        checks_json,
+        examine,
+        exit_code,
+        format_checks,
+    )
+
+    checks = examine(arguments.project)
+    print(checks_json(checks) if arguments.json else format_checks(checks), end="")
+    return exit_code(checks)
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    add_project(parser)
+    parser.add_argument("name", help="a folder of resources/models, or a path to one")
+
+
+@command("model", _model_arguments)
+def model_command(arguments: argparse.Namespace) -> int:
+    """Show a model's card, checked against its weights."""
+    # torch takes seconds to import, and the other commands must work without it
+    from tomoline.stages.model import examine_model, format_model  # noqa: PLC0415
+
+    given = Path(arguments.name)
+    folder = given if given.exists() else _models_folder(arguments.project) / given
+    facts = examine_model(folder)
+    print(format_model(facts), end="")
+    return 1 if facts.disagreements else 0
+
+
+def _init_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path(), metavar="FOLDER",
+        help="where to make it (default: the current folder)",
+    )  # fmt: skip
+
+
+@command("init", _init_arguments)
+def init_command(arguments: argparse.Namespace) -> int:
+    """Make a project folder of your own, with a copy of the settings."""
+    from tomoline.stages.project import init_project  # noqa: PLC0415
+
+    made = init_project(arguments.folder)
+    print("\n".join(f"  {line}" for line in made) or "  nothing was missing")
+    print(f"\nNext:\n  cd {arguments.folder}\n  tomoline onboard PATH... --name NAME")
+    return 0
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+    if not 0 < value < 1000:
+        raise argparse.ArgumentTypeError(f"{text} is not a length of a voxel in angstrom")
+    return value
+
+
+def _config(project: Path) -> dict[str, object]:
+    """Return config.yaml as it stands; empty where it is not there or is not YAML.
+
+    The commands here only take hints from it; the workflow is what checks it.
+    """
+    try:
+        raw = yaml.safe_load((project / "config" / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def _models_folder(project: Path) -> Path:
+    from tomoline.settings import ModelsSettings  # noqa: PLC0415
+
+    models = _config(project).get("models")
+    given = models.get("folder") if isinstance(models, dict) else None
+    return project / str(given or ModelsSettings().folder)
+
+
+def _model_range(project: Path) -> tuple[float, float] | None:
+    """Voxel sizes that the configured localizer reads; None where it is not installed yet."""
+    from tomoline.networks.cards import CARD, load_card  # noqa: PLC0415
+    from tomoline.settings import ModelsSettings  # noqa: PLC0415
+
+    models = _config(project).get("models")
+    given = models.get("localizer") if isinstance(models, dict) else None
+    folder = _models_folder(project) / str(given or ModelsSettings().localizer)
+    return load_card(folder).voxel_size_range_angstrom if (folder / CARD).is_file() else None
+
+
+def _next_command(project: Path, dataset: str) -> str:
+    """Return the command that runs the dataset, as short as config.yaml allows."""
+    datasets = _config(project).get("datasets")
+    folder = "" if project == Path() else f" --directory {project}"
+    chosen = "" if datasets == [dataset] else f" --config datasets='[{dataset}]'"
+    return f"snakemake --cores all{folder}{chosen}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

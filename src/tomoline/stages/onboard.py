@@ -31,8 +31,8 @@ from tomoline.settings import DatasetSettings
 from tomoline.stages.checks import is_run
 from tomoline.stages.names import (
     find_truth,
-    is_truth_volume,
     is_tomogram_name,
+    is_truth_volume,
     natural_name,
     safe_name,
     tilt_series_name,
@@ -314,16 +314,13 @@ def _rows(work: _Work, files: Sequence[Path], old: Mapping[Path, SheetRow]) -> l
     )
     # Rows in use hold their names first, so that no newer row ousts an older one.
     taken = {row.tomogram.casefold(): row for row in work.old if row.wanted}
-    rows = []
+    rows: list[SheetRow] = []
     for path in [*old, *(path for path in files if path not in old)]:
         row = old.get(path)
         if path in work.facts:
             facts = work.facts[path]
-            row = (
-                _new_row(work, facts, expected, taken)
-                if row is None
-                else _updated(row, facts, expected, taken)
-            )
+            row = _new_row(work, facts) if row is None else _measured_again(row, facts)
+            row = _judged(row, facts, expected, taken=taken, before=rows)
             if row.wanted:
                 taken.setdefault(row.tomogram.casefold(), row)
         assert row is not None
@@ -375,55 +372,60 @@ def _measured(facts: Facts) -> dict[str, Any]:
     return values
 
 
-def _new_row(
-    work: _Work, facts: Facts, expected: Expectations, taken: Mapping[str, SheetRow]
-) -> SheetRow:
-    natural = natural_name(facts.path)
-    name = safe_name(natural)
-    verdict, reasons = judge(facts, expected)
-    if name != natural:
-        verdict = "warning" if verdict == "ok" else verdict
-        reasons = [*reasons, f"named {name}, because {natural!r} cannot be a folder's name"]
-    tilt_series = tilt_series_name(name)
-    other = taken.get(name.casefold())
-    sisters = [row.tomogram for row in taken.values() if row.tilt_series == tilt_series]
-    if other is not None and verdict != "refused":
-        verdict, reasons = "refused", [_duplicate(name, other), *reasons]
-    elif sisters:
-        verdict = "warning" if verdict == "ok" else verdict
-        reasons.append(
-            f"of the same tilt series ({tilt_series}) as {', '.join(sisters)}; set use to no, or "
-            "combined exports hold its particles twice"
-        )
+def _new_row(work: _Work, facts: Facts) -> SheetRow:
+    """Row of a file that was not known, not judged yet."""
+    name = safe_name(natural_name(facts.path))
     return SheetRow(
         tomogram=name,
         path=work.written(facts.path),
-        use="no" if verdict == "refused" else "yes",
-        verdict=verdict,
-        reason=" | ".join(reasons),
+        use="yes",
+        verdict="ok",
         axes=facts.axes,
-        tilt_series=tilt_series,
+        tilt_series=tilt_series_name(name),
         **_measured(facts),
     )
 
 
-def _updated(
-    row: SheetRow, facts: Facts, expected: Expectations, taken: Mapping[str, SheetRow]
-) -> SheetRow:
-    """Judge a known file again; what a human may have set is kept."""
-    verdict, reasons = judge(facts, expected)
-    other = taken.get(row.tomogram.casefold())
-    if other is not None and other.path != row.path and verdict != "refused":
-        verdict, reasons = "refused", [_duplicate(row.tomogram, other), *reasons]
-    use = row.use
-    if row.verdict == "refused" and verdict != "refused":
-        use = "yes"  # it was we who left it out
-    elif row.verdict != "refused" and verdict == "refused":
-        use = "no"
-    changes = _measured(facts) | {"verdict": verdict, "reason": " | ".join(reasons), "use": use}
+def _measured_again(row: SheetRow, facts: Facts) -> SheetRow:
+    """Row of a known file: what belongs to the file is new, what a human may have set is kept."""
+    changes = _measured(facts)
     if _never_read(row):
         changes["axes"] = facts.axes
     return row.model_copy(update=changes)
+
+
+def _judged(
+    row: SheetRow,
+    facts: Facts,
+    expected: Expectations,
+    *,
+    taken: Mapping[str, SheetRow],
+    before: Sequence[SheetRow],
+) -> SheetRow:
+    """Give a row its verdict: the file's own, and what follows from the other rows."""
+    verdict, reasons = judge(facts, expected)
+    other = taken.get(row.tomogram.casefold())
+    if verdict != "refused" and other is not None and other.path != row.path:
+        verdict, reasons = "refused", [_duplicate(row.tomogram, other), *reasons]
+    notes = []
+    natural = natural_name(facts.path)
+    if row.tomogram == safe_name(natural) != natural:
+        notes.append(f"named {row.tomogram}, because {natural!r} cannot be a folder's name")
+    sisters = [r.tomogram for r in before if is_run(r) and r.tilt_series == row.tilt_series]
+    if sisters and verdict != "refused":
+        notes.append(
+            f"of the same tilt series ({row.tilt_series}) as {', '.join(sisters)}; set use to no, "
+            "or combined exports hold its particles twice"
+        )
+    if notes and verdict == "ok":
+        verdict = "warning"
+    use = row.use
+    if row.verdict != "refused" and verdict == "refused":
+        use = "no"
+    elif row.verdict == "refused" and verdict != "refused":
+        use = "yes"  # it was we who left it out, not a human
+    reason = " | ".join([*reasons, *notes])
+    return row.model_copy(update={"verdict": verdict, "reason": reason, "use": use})
 
 
 def _duplicate(name: str, other: SheetRow) -> str:

@@ -12,6 +12,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ import yaml
 
 from tomoline.contracts import STAGES
 from tomoline.errors import InputError
+from tomoline.export.registry import DIALECTS
 from tomoline.io.sheet import SheetRow, list_datasets, load_dataset
 from tomoline.settings import ExportSettings
 from tomoline.stages.checks import is_run
@@ -182,7 +184,7 @@ def last_error(log: str | Path) -> str | None:
 
 
 def stage_states(
-    folder: str | Path, *, truth: bool = False, dialects: int = 1, pulse: Pulse
+    folder: str | Path, *, truth: bool = False, exports: Sequence[str], pulse: Pulse
 ) -> dict[str, StageStatus]:
     """Read the state of each stage from a tomogram's results folder.
 
@@ -192,13 +194,13 @@ def stage_states(
         results/<dataset>/<tomogram>; it need not exist.
     truth:
         Whether the tomogram has a truth to be evaluated against.
-    dialects:
-        How many export files there are to be.
+    exports:
+        Names of the files that there are to be in its folder export/.
     pulse:
         The present time and whether a run is known to be under way.
     """
     folder = Path(folder)
-    evidence = {stage: _evidence(folder, stage, dialects=dialects) for stage in COLUMNS}
+    evidence = {stage: _evidence(folder, stage, exports=exports) for stage in COLUMNS}
     states: dict[str, StageStatus] = {}
     for number, stage in enumerate(STAGES):
         later = [evidence[name] for name in STAGES[number + 1 :]]
@@ -229,14 +231,14 @@ def _dataset_status(project: Path, name: str, *, now: float) -> DatasetStatus:
     _, rows = load_dataset(name, folder=project / "config" / "datasets")
     results = project / "results" / name
     pulse = Pulse(now, locked=any((project / ".snakemake" / "locks").glob("*")))
-    dialects = _configured_dialects(project)
+    exports = _export_files(project)
     tomograms = []
     for row in rows:
         folder = results / row.tomogram
         states: dict[str, StageStatus] = {}
         particles = None
         if is_run(row):
-            states = stage_states(folder, truth=bool(row.truth), dialects=dialects, pulse=pulse)
+            states = stage_states(folder, truth=bool(row.truth), exports=exports, pulse=pulse)
             particles = accepted_particles(folder / "particles.csv")
         tomograms.append(_tomogram(row, states, particles))
     return DatasetStatus(
@@ -268,26 +270,27 @@ def _left_over(results: Path, *, known: set[str]) -> list[str]:
     )
 
 
-def _configured_dialects(project: Path) -> int:
-    """How many export files a tomogram gets; the default number where config says nothing."""
-    try:
+def _export_files(project: Path) -> list[str]:
+    """Names of the files each tomogram is exported to; the default ones where config is silent.
+
+    Whether config.yaml is right is for the workflow to say, before its first job.
+    """
+    names = ExportSettings().dialects
+    with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
         raw = yaml.safe_load((project / "config" / "config.yaml").read_text(encoding="utf-8"))
-        return len(raw["export"]["dialects"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return len(ExportSettings().dialects)
+        names = [str(name) for name in raw["export"]["dialects"]]
+    return [DIALECTS[name].file_name for name in names if name in DIALECTS]
 
 
-def _evidence(folder: Path, stage: str, *, dialects: int) -> float | None:
+def _evidence(folder: Path, stage: str, *, exports: Sequence[str]) -> float | None:
     """Time (s) of a stage's complete output, or None."""
     if stage == "segment":
         shards = [path for path in (folder / "segment").glob("*.h5") if _SHARD.search(path.stem)]
         wanted = _shards_wanted(folder, shards)
         return _newest(shards) if shards and len(shards) >= wanted else None
-    if stage == "export":
-        files = [path for path in (folder / "export").glob("*") if not path.name.startswith(".")]
-        return _newest(files) if files and len(files) >= dialects else None
-    paths = [folder / name for name in _OUTPUTS[stage]]
-    return _newest(paths) if all(path.exists() for path in paths) else None
+    names = [f"export/{name}" for name in exports] if stage == "export" else _OUTPUTS[stage]
+    paths = [folder / name for name in names]
+    return _newest(paths) if paths and all(path.exists() for path in paths) else None
 
 
 def _shards_wanted(folder: Path, shards: Iterable[Path]) -> int:

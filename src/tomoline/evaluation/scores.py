@@ -38,16 +38,16 @@ COORDINATES = ["z_vox", "y_vox", "x_vox"]
 class FBeta:
     """The CZII competition's measure: F-beta at half the particle radius, one-to-one.
 
-    `all` ignores classes; `mean_class` is the mean over the true classes, each class's picks
-    matched to that class's particles only, None where the picks have no classes. `radius_from`
-    says where the radii come from.
+    `f_beta` ignores classes; `mean_class_f_beta` is the mean over the true classes, each class's
+    picks matched to that class's particles only, None where the picks have no classes.
+    `radius_from` says where the radii come from.
     """
 
     beta: float
     precision: float
     recall: float
-    all: float
-    mean_class: float | None
+    f_beta: float
+    mean_class_f_beta: float | None
     radius_from: str
 
 
@@ -75,24 +75,24 @@ class Evaluation:
     shrec: Localization | None
     shrec_classes: Classification | None
     shrec_ceiling: Localization | None
-    f_beta: FBeta | None
-    dog_picker: PickerScores | None = None
+    czii: FBeta | None
+    dog: PickerScores | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers for evaluation.json; NaN becomes None."""
         ways: dict[str, Any] = {
             "one_to_one": _joined(self.one_to_one, self.one_to_one_classes),
             "shrec": _joined(self.shrec, self.shrec_classes),
-            "shrec_ceiling": _joined(self.shrec_ceiling, None),
-            "f_beta": None if self.f_beta is None else asdict(self.f_beta),
-            "dog_picker": None if self.dog_picker is None else asdict(self.dog_picker),
+            "shrec_ceiling": None if self.shrec_ceiling is None else asdict(self.shrec_ceiling),
+            "czii": None if self.czii is None else asdict(self.czii),
+            "dog": None if self.dog is None else asdict(self.dog),
         }
-        ways["one_to_one"]["hit_distance_vox"] = self.hit_distance_vox
         if ways["shrec"] is not None:
             ways["shrec"]["dilated"] = self.dilated
         counts = {
             "predictions": self.one_to_one.predictions,
             "particles": self.one_to_one.particles,
+            "hit_distance_vox": self.hit_distance_vox,
         }
         plain: dict[str, Any] = _plain({**counts, **ways})
         return plain
@@ -150,7 +150,7 @@ def evaluate_picks(
         shrec=shrec,
         shrec_classes=shrec_classes,
         shrec_ceiling=ceiling,
-        f_beta=_f_beta(predicted, truth, names, occupancy=occupancy, beta=settings.beta),
+        czii=_czii(predicted, truth, names, occupancy=occupancy, beta=settings.beta),
     )
 
 
@@ -177,7 +177,7 @@ def with_picker(
         hits, outside = match_shrec(best[1].zyx_vox, true, grid, truth["id"].to_numpy(np.int64))
         shrec = localization(hits, outside=outside)
     scores = PickerScores(scale_vox=best[1].scale_vox, one_to_one=best[0], shrec=shrec)
-    return replace(evaluation, dog_picker=scores)
+    return replace(evaluation, dog=scores)
 
 
 def _zyx(table: pd.DataFrame) -> Floats:
@@ -214,7 +214,7 @@ def _radii(
     return np.cbrt(3 * counts / (4 * np.pi)), "ball of the particle's volume in the occupancy"
 
 
-def _f_beta(
+def _czii(
     predicted: Floats,
     truth: pd.DataFrame,
     names: tuple[list[str], list[str]] | None,
@@ -241,8 +241,8 @@ def _f_beta(
         beta=beta,
         precision=total.precision,
         recall=total.recall,
-        all=f_beta(total.precision, total.recall, beta=beta),
-        mean_class=mean_class,
+        f_beta=f_beta(total.precision, total.recall, beta=beta),
+        mean_class_f_beta=mean_class,
         radius_from=source,
     )
 

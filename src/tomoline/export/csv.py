@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from tomoline.export.dialect import Dialect, TomogramParticles
-from tomoline.io.atomic import write_text
+from tomoline.io.tables import write_particles
 from tomoline.settings import ExportSettings
 
 
 def write(tomogram: TomogramParticles, path: Path, settings: ExportSettings) -> None:
     """Write one tomogram's particles."""
-    _write_table(tomogram.particles, path)
+    write_particles(path, tomogram.particles)
 
 
 def write_combined(
@@ -24,12 +24,8 @@ def write_combined(
     path = folder / "particles.csv"
     tables = [tomogram.particles for tomogram in tomograms]
     filled = [table for table in tables if len(table)] or tables[:1]
-    _write_table(pd.concat(filled, ignore_index=True), path)
+    write_particles(path, pd.concat(filled, ignore_index=True))
     return [path]
-
-
-def _write_table(table: pd.DataFrame, path: Path) -> None:
-    write_text(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
 
 
 DIALECT = Dialect(

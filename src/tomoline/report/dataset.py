@@ -1,0 +1,445 @@
+"""The page of a whole data set: what came in, what came out, what failed, and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from tomoline.report import figures, pages
+from tomoline.report.evaluation import HEADLINES, headline, summary_html
+from tomoline.report.methods import CITATIONS, EVALUATION_CITATION, methods_text
+from tomoline.report.models import models_html
+from tomoline.report.palette import ClassStyle, class_order, styles
+from tomoline.report.sources import Timing, as_float, finite, stage_order
+
+MAX_BARS = 40  # tomograms in the stacked chart
+MAX_THUMBNAILS = 60
+_STYLE = (
+    ".thumbs{display:flex;flex-wrap:wrap;gap:8px;margin:8px 0}"
+    ".thumb{width:112px;font-size:.8rem;text-decoration:none;overflow-wrap:anywhere}"
+    ".thumb img{display:block;width:112px;height:112px;object-fit:contain;background:#777}"
+    "blockquote{margin:6px 0;padding:2px 14px;border-left:4px solid var(--line)}"
+)
+STATE_WORDS = {
+    "finished": "finished",
+    "failed": "failed",
+    "refused": "refused",
+    "unused": "left out in the sheet",
+    "interrupted": "interrupted",
+    "running": "running",
+    "to do": "not run yet",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TomogramRow:
+    """One tomogram's line. `state` is a key of `STATE_WORDS`; `link` is relative to the page."""
+
+    tomogram: str
+    state: str
+    stage: str = ""
+    reason: str = ""
+    particles: pd.DataFrame = field(default_factory=pd.DataFrame)
+    size_xyz: tuple[int, int, int] | None = None
+    voxel_size_angstrom: float = float("nan")
+    warnings: tuple[str, ...] = ()
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    timings: Sequence[Timing] = ()
+    link: str = ""
+    thumbnail_jpeg: bytes = b""
+
+    @property
+    def accepted(self) -> pd.DataFrame:
+        """Kept particles; no rows where there is no table."""
+        if "status" not in self.particles.columns:
+            return self.particles.iloc[:0]
+        return self.particles[self.particles["status"] == "accepted"]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Kept particles by class."""
+        if "class" not in self.particles.columns:
+            return {}
+        return {str(k): int(v) for k, v in self.accepted["class"].value_counts().items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetResult:
+    """Everything the page is made of."""
+
+    dataset: str
+    rows: Sequence[TomogramRow]
+    cards: Sequence[Mapping[str, Any]] = ()
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    exports: Sequence[str] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def class_styles(self) -> dict[str, ClassStyle]:
+        """Colour and shape of each class: the tables' order, else the classifier card's."""
+        columns: list[str] = []
+        for row in self.rows:
+            columns += [c for c in row.particles.columns if c not in columns]
+        if not any(c.startswith("p_") for c in columns):
+            for card in self.cards:
+                if card.get("role") == "classifier":
+                    columns = [f"p_{c}" for c in card.get("classes", []) if c != "background"]
+        seen = {name for row in self.rows for name in row.counts}
+        return styles(class_order(columns, seen))
+
+    def in_state(self, *states: str) -> list[TomogramRow]:
+        """Rows in one of the states."""
+        return [row for row in self.rows if row.state in states]
+
+
+def dataset_page(result: DatasetResult) -> str:
+    """Return the page's HTML."""
+    page = pages.Page(
+        title=f"Data set {result.dataset}",
+        style=_STYLE,
+        subtitle="Particles found and classified by Tomoline",
+        head_html=_head(result),
+    )
+    page.add("What needs attention", _attention_html(result))
+    page.add("Tomograms", _tomograms_html(result))
+    page.add("Particles by class", _classes_html(result))
+    page.add("Against the truth", summary_html({r.tomogram: r.evaluation for r in result.rows}))
+    page.add("Where the files are", _files_html(result))
+    page.add("Time and memory", _timings_html(result))
+    page.add("The networks", models_html(result.cards, result.curves))
+    page.add("Methods and citations", _methods_html(result))
+    page.add("Software and settings", _software_html(result))
+    return page.html()
+
+
+def summary_table(result: DatasetResult) -> pd.DataFrame:
+    """Return one row a tomogram: state, counts by class, headline figures of the evaluation.
+
+    Times are not in it, so that the same results give the same bytes.
+    """
+    names = list(result.class_styles)
+    evaluated = any(row.evaluation for row in result.rows)
+    lines = []
+    for row in result.rows:
+        nx, ny, nz = row.size_xyz or ("", "", "")
+        scores = finite(row.accepted["score"]) if "score" in row.accepted.columns else np.zeros(0)
+        scores = scores[np.isfinite(scores)]
+        line: dict[str, Any] = {
+            "tomogram": row.tomogram,
+            "state": row.state,
+            "stage": row.stage,
+            "reason": row.reason,
+            "nx": nx,
+            "ny": ny,
+            "nz": nz,
+            "voxel_size_angstrom": _blank(row.voxel_size_angstrom),
+            "particles": len(row.accepted) if row.particles.columns.size else "",
+            "rejected": len(row.particles) - len(row.accepted)
+            if row.particles.columns.size
+            else "",
+            "median_score": round(float(np.median(scores)), 4) if scores.size else "",
+            "warnings": "; ".join(row.warnings),
+        }
+        line |= {f"n_{name}": row.counts.get(name, 0) if row.counts else "" for name in names}
+        if evaluated:
+            figures_of = headline(row.evaluation)
+            line |= {key: _blank(figures_of.get(key, float("nan"))) for key in HEADLINES}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _head(result: DatasetResult) -> str:
+    n_particles = sum(len(row.accepted) for row in result.rows)
+    failed, refused = len(result.in_state("failed", "interrupted")), len(result.in_state("refused"))
+    waiting = len(result.in_state("to do", "running"))
+    tiles: list[Any] = [
+        (f"{len(result.rows):,}", "tomograms came in"),
+        (f"{len(result.in_state('finished')):,}", "finished"),
+        (f"{failed:,}", "failed", "bad" if failed else ""),
+        (f"{refused:,}", "refused when onboarded", "bad" if refused else ""),
+    ]
+    if waiting:
+        tiles.append((f"{waiting:,}", "not finished yet"))
+    tiles.append((f"{n_particles:,}", "particles came out"))
+    problem = pages.box([result.problem], "bad") if result.problem else ""
+    return f'<p class="lead">{escape(_sentence(result))}</p>{problem}{pages.tiles(tiles)}'
+
+
+def _sentence(result: DatasetResult) -> str:
+    total, done = len(result.rows), len(result.in_state("finished"))
+    n_particles = sum(len(row.accepted) for row in result.rows)
+    if total == 0:
+        return "No tomogram is listed for this data set."
+    failed = result.in_state("failed", "interrupted")
+    if done == total:
+        text = f"All {total} tomograms finished" if total > 1 else "The tomogram finished"
+    else:
+        text = f"{done} of {total} tomograms finished"
+    text += f" with {n_particles:,} particles."
+    if failed:
+        names = ", ".join(row.tomogram for row in failed[:5])
+        more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
+        text += f" Failed: {names}{more}; the reasons and what to do are below."
+    return text
+
+
+def _attention_html(result: DatasetResult) -> str:
+    broken = result.in_state("failed", "interrupted", "refused")
+    warned = [row for row in result.rows if row.warnings]
+    finished = result.in_state("finished")
+    empty = [row for row in finished if row.particles.columns.size and row.accepted.empty]
+    text = pages.box(_to_do(result), "bad" if broken else "")
+    if broken:
+        rows = []
+        for row in broken:
+            cause, remedy = split_remedy(row.reason)
+            rows.append(
+                [
+                    escape(row.tomogram),
+                    escape(STATE_WORDS.get(row.state, row.state)),
+                    escape(row.stage or "–"),
+                    escape(cause or "no reason was left"),
+                    escape(remedy or _default_remedy(row)),
+                ]
+            )
+        columns = [
+            pages.Column(head="Tomogram"),
+            pages.Column(head="What happened"),
+            pages.Column(head="Stage"),
+            pages.Column(head="Why", kind="prose"),
+            pages.Column(head="What to do", kind="prose"),
+        ]
+        text += pages.table(columns, rows)
+    if empty:
+        names = ", ".join(row.tomogram for row in empty)
+        text += pages.box(
+            [
+                f"No particle was found in: {names}. Their files are valid and empty. If you "
+                "see particles by eye, check the contrast and the voxel size on their pages."
+            ],
+            "warn",
+        )
+    if warned:
+        items = [f"{row.tomogram}: {' '.join(row.warnings)}" for row in warned]
+        text += "<h3>Warnings</h3>" + pages.box(items, "warn")
+    return text
+
+
+def _to_do(result: DatasetResult) -> list[str]:
+    failed, refused = result.in_state("failed", "interrupted"), result.in_state("refused")
+    steps = []
+    if failed:
+        steps.append(
+            "Mend what the table names, then run the same command again: only the failed "
+            "tomograms are done again, the finished ones stay as they are."
+        )
+    if refused:
+        steps.append(
+            "Refused files were never run. Mend the file and run “tomoline onboard” again, or "
+            "leave them out."
+        )
+    if result.in_state("to do", "running"):
+        steps.append("Some tomograms are not finished; run the workflow (again) to do them.")
+    if not steps and result.rows:
+        steps.append("Nothing failed. Look at a few tomograms' pages before you go on.")
+    return steps
+
+
+def split_remedy(reason: str) -> tuple[str, str]:
+    """Split an error's message "source: expected ...; found ... Remedy: ..." into cause, remedy."""
+    reason = re.sub(r"^[A-Za-z.]*(?:Error|Exception): ", "", reason.strip())
+    cause, mark, remedy = reason.partition("Remedy:")
+    return (cause.strip(), remedy.strip()) if mark else (reason.strip(), "")
+
+
+def _default_remedy(row: TomogramRow) -> str:
+    if row.state == "refused":
+        return "Mend the file, then run “tomoline onboard” again."
+    log = f"results/…/{row.tomogram}/logs/{row.stage or '<stage>'}.log"
+    return f"Read {log}, then run the workflow again."
+
+
+def _tomograms_html(result: DatasetResult) -> str:
+    if not result.rows:
+        return ""
+    looks = result.class_styles
+    columns = [pages.Column(head="Tomogram"), pages.Column(head="State")]
+    columns += [
+        pages.Column(head=head, kind="number")
+        for head in ("Size x × y × z", "Å/voxel", "Particles", "Rejected")
+    ]
+    columns += [pages.Column(head=name, kind="number") for name in looks]
+    columns.append(pages.Column(head="Warnings", kind="number"))
+    rows, kinds = [], {}
+    for i, row in enumerate(result.rows):
+        rows.append(_tomogram_cells(row, list(looks)))
+        if row.state in ("failed", "refused", "interrupted"):
+            kinds[i] = "bad"
+    total = {name: sum(row.counts.get(name, 0) for row in result.rows) for name in looks}
+    kept = sum(len(row.accepted) for row in result.rows)
+    everything = sum(len(row.particles) for row in result.rows)
+    rows.append(
+        ["all", "", "", "", f"{kept:,}", f"{everything - kept:,}"]
+        + [f"{count:,}" for count in total.values()]
+        + [str(sum(len(row.warnings) for row in result.rows))]
+    )
+    kinds[len(rows) - 1] = "sum"
+    note = "A tomogram's name opens its own page (results/<data set>/<tomogram>/report/)."
+    return _thumbnails(result) + pages.table(columns, rows, caption=note, row_kinds=kinds)
+
+
+def _tomogram_cells(row: TomogramRow, names: Sequence[str]) -> list[str]:
+    known = row.particles.columns.size > 0
+    name = escape(row.tomogram)
+    return [
+        f'<a href="{escape(row.link)}">{name}</a>' if row.link else name,
+        escape(STATE_WORDS.get(row.state, row.state)),
+        " × ".join(map(str, row.size_xyz)) if row.size_xyz else "–",
+        figures.number(row.voxel_size_angstrom, 4),
+        f"{len(row.accepted):,}" if known else "–",
+        f"{len(row.particles) - len(row.accepted):,}" if known else "–",
+        *(f"{row.counts.get(n, 0):,}" if known else "–" for n in names),
+        str(len(row.warnings)) if row.warnings else "",
+    ]
+
+
+def _thumbnails(result: DatasetResult) -> str:
+    shown = [row for row in result.rows if row.thumbnail_jpeg][:MAX_THUMBNAILS]
+    if not shown:
+        return ""
+    items = "".join(
+        f'<a class="thumb" href="{escape(row.link or "#")}">'
+        f'<img alt="Middle slice of {escape(row.tomogram)}" '
+        f'src="{pages.data_uri(row.thumbnail_jpeg, "image/jpeg")}">'
+        f"<span>{escape(row.tomogram)}</span></a>"
+        for row in shown
+    )
+    return f'<div class="thumbs">{items}</div>'
+
+
+def _classes_html(result: DatasetResult) -> str:
+    looks = result.class_styles
+    counts = {n: float(sum(row.counts.get(n, 0) for row in result.rows)) for n in looks}
+    if not sum(counts.values()):
+        return pages.paragraph("No particle was kept in this data set.")
+    colours = {name: style.colour for name, style in looks.items()}
+    total = figures.bars(counts, title="Particles of each class, all tomograms", colours=colours)
+    shown = [row for row in result.rows if row.counts][:MAX_BARS]
+    each = figures.stacked_bars(
+        {row.tomogram: {k: float(v) for k, v in row.counts.items()} for row in shown},
+        title="Particles of each tomogram by class",
+        styles=looks,
+    )
+    hidden = sum(bool(row.counts) for row in result.rows) - len(shown)
+    extra = f" ({hidden} more tomograms are in the table above.)" if hidden else ""
+    legend = "".join(
+        f"<li>{figures.swatch(style)}{escape(name)}</li>" for name, style in looks.items()
+    )
+    both = pd.concat([row.particles for row in result.rows if row.particles.columns.size])
+    groups = {
+        word: finite(both.loc[both["status"] == status, "score"])
+        for word, status in (("kept", "accepted"), ("rejected", "rejected"))
+        if "score" in both.columns
+    }
+    scores = figures.histogram(groups, title="Scores", label="score", span=(0.0, 1.0))
+    return pages.grid(
+        pages.figure(total, "Particles kept, by class, all tomograms together."),
+        pages.figure(
+            f'<ul class="legend">{legend}</ul>{each}',
+            f"Particles kept in each tomogram, by class, in the legend's order.{extra}",
+        ),
+        pages.figure(scores, "Scores of all candidates: 1 is certain."),
+        wide=True,
+    )
+
+
+def _files_html(result: DatasetResult) -> str:
+    if not result.exports:
+        return ""
+    items = "".join(f"<li><code>{escape(path)}</code></li>" for path in result.exports)
+    return (
+        pages.paragraph(
+            "Combined files of the data set. Each tomogram's own are in its folder, under export/."
+        )
+        + f"<ul>{items}</ul>"
+    )
+
+
+def _timings_html(result: DatasetResult) -> str:
+    by_stage: dict[str, list[Timing]] = {}
+    for row in result.rows:
+        for timing in row.timings:
+            by_stage.setdefault(timing.stage, []).append(timing)
+    if not by_stage:
+        return ""
+    order = sorted(by_stage, key=stage_order)
+    rows, totals = [], {}
+    for stage in order:
+        seconds = np.array([t.seconds for t in by_stage[stage]])
+        memory = np.array([t.memory_mb for t in by_stage[stage]])
+        memory = memory[np.isfinite(memory)]
+        totals[stage] = float(seconds.sum())
+        rows.append(
+            [
+                escape(stage),
+                str(len(seconds)),
+                f"{np.median(seconds):,.1f}",
+                f"{seconds.max():,.1f}",
+                f"{seconds.sum():,.1f}",
+                f"{memory.max():,.0f}" if memory.size else "–",
+            ]
+        )
+    rows.append(["all", "", "", "", f"{sum(totals.values()):,.1f}", ""])
+    columns = [pages.Column(head="Stage")] + [
+        pages.Column(head=head, kind="number")
+        for head in ("Tomograms", "Median (s)", "Longest (s)", "Sum (s)", "Peak memory (MB)")
+    ]
+    chart = figures.bars(totals, title="Wall time of each stage, all tomograms", unit=" s")
+    return pages.grid(
+        pages.table(
+            columns, rows, caption="Wall time a tomogram, shards added up; the largest memory.",
+            row_kinds={len(rows) - 1: "sum"},
+        ),
+        pages.figure(chart, "Wall time of each stage, all tomograms added up."),
+    )  # fmt: skip
+
+
+def _methods_html(result: DatasetResult) -> str:
+    cards = {str(card.get("role", "")): card for card in result.cards}
+    text = methods_text(
+        version=result.versions.get("tomoline", ""),
+        localizer=cards.get("localizer", {}),
+        classifier=cards.get("classifier", {}),
+        n_tomograms=len(result.in_state("finished")),
+        n_particles=sum(len(row.accepted) for row in result.rows),
+    )
+    cited = list(CITATIONS)
+    if any(row.evaluation for row in result.rows):
+        cited.append(EVALUATION_CITATION)
+    items = "".join(f"<li>{escape(entry)}</li>" for entry in cited)
+    return (
+        pages.paragraph("To be copied into a methods section, and checked:", "note")
+        + f"<blockquote>{pages.paragraph(text)}</blockquote><h3>Please cite</h3><ol>{items}</ol>"
+    )
+
+
+def _software_html(result: DatasetResult) -> str:
+    text = pages.facts(result.versions)
+    if result.config:
+        settings = yaml.safe_dump(dict(result.config), sort_keys=True, allow_unicode=True)
+        text += pages.details("All settings of this run", f"<pre>{escape(settings)}</pre>")
+    return text
+
+
+def _blank(value: Any) -> Any:
+    number = as_float(value)
+    return round(number, 4) if np.isfinite(number) else ""

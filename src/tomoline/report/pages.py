@@ -1,0 +1,205 @@
+"""The shell of every page: one HTML file with its style inside, that asks the network for nothing.
+
+`Page` collects sections; the other functions return pieces of HTML. Text given to them is escaped
+unless the parameter's name ends in `html`.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+STYLE = """
+:root{--ink:#1b1f24;--soft:#57606a;--line:#d5dae0;--wash:#f5f7f9;--accent:#0b5a8f;color-scheme:light}
+*{box-sizing:border-box}
+html{scroll-behavior:smooth}
+body{margin:0 auto;max-width:1180px;padding:16px 20px 60px;color:var(--ink);background:#fff;
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+header{border-bottom:3px solid var(--accent);margin-bottom:12px}
+h1{font-size:1.6rem;line-height:1.2;margin:8px 0 2px;overflow-wrap:anywhere}
+h2{font-size:1.22rem;margin:34px 0 8px;padding-top:6px;border-top:1px solid var(--line)}
+h3{font-size:1.02rem;margin:20px 0 6px}
+p{margin:6px 0 10px;max-width:76ch}
+.sub,.note,figcaption{color:var(--soft);font-size:.9rem}
+.lead{font-size:1.1rem}
+a{color:var(--accent)}
+nav{font-size:.92rem;margin:6px 0 10px;display:flex;flex-wrap:wrap;gap:4px 14px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(128px,1fr));gap:10px;margin:14px 0}
+.tile{background:var(--wash);border:1px solid var(--line);border-radius:6px;padding:8px 12px}
+.tile b{display:block;font-size:1.5rem;line-height:1.25;overflow-wrap:anywhere}
+.tile span{font-size:.88rem;color:var(--soft)}
+.tile.bad{border-color:#b3400a;background:#fdf1ea}
+.box{border-left:5px solid var(--accent);background:var(--wash);padding:8px 14px;margin:10px 0;
+overflow-wrap:anywhere}
+.box.warn{border-color:#c98a00;background:#fdf7e6}
+.box.bad{border-color:#b3400a;background:#fdf1ea}
+.box p{margin:3px 0}
+.scroll{overflow-x:auto;margin:8px 0 14px}
+table{border-collapse:collapse;font-size:.9rem}
+th,td{padding:4px 10px;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+thead th{border-bottom:2px solid var(--soft);background:var(--wash);vertical-align:bottom}
+.num,td.r,th.r{font-variant-numeric:tabular-nums}
+td.r,th.r{text-align:right}
+td.r,tbody th{white-space:nowrap}
+tbody th.w{white-space:normal}
+td.w{min-width:15rem;overflow-wrap:anywhere}
+tr.bad td,tr.bad th{background:#fdf1ea}
+tr.sum td,tr.sum th{font-weight:600;border-top:2px solid var(--soft)}
+dl{display:grid;grid-template-columns:minmax(9rem,max-content) 1fr;gap:3px 16px;margin:8px 0;
+font-size:.95rem}
+dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,350px),1fr));gap:14px 26px}
+.grid>*{min-width:0}
+.grid.wide{grid-template-columns:repeat(auto-fit,minmax(min(100%,470px),1fr))}
+.grid td,.grid th{padding:4px 7px}
+figure{margin:8px 0;break-inside:avoid}
+figcaption{margin-top:4px}
+svg.chart{width:100%;max-width:600px;height:auto;display:block}
+svg.plane{width:100%;height:auto;display:block;background:#777}
+svg.swatch{width:1em;height:1em;vertical-align:-.12em;margin-right:.35em}
+svg text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;fill:#1b1f24}
+svg text.num{font-size:11px;fill:#444}
+svg .ax{stroke:#444;stroke-width:1}svg .grid{stroke:#e1e5e9;stroke-width:1}
+.legend{display:flex;flex-wrap:wrap;gap:3px 16px;margin:6px 0 10px;padding:0;list-style:none;
+font-size:.92rem}
+.legend label{cursor:pointer;white-space:nowrap}
+details{margin:8px 0}summary{cursor:pointer;color:var(--accent)}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.86rem;background:var(--wash);
+padding:8px 12px;margin:6px 0}
+code{font-size:.92em;overflow-wrap:anywhere}
+img{max-width:100%;height:auto}
+footer{margin-top:40px;border-top:1px solid var(--line);color:var(--soft);font-size:.86rem}
+@media(max-width:560px){body{padding:10px 12px 40px;font-size:15px}
+dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:6px}h1{font-size:1.3rem}
+.tiles{grid-template-columns:repeat(2,1fr)}}
+@media print{body{max-width:none;padding:0;font-size:10pt}nav{display:none}
+.scroll{overflow:visible}table{font-size:8pt}th,td{padding:2px 5px}h2{break-after:avoid}
+tr{break-inside:avoid}
+.tile,.box,thead th,svg{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+"""
+
+
+@dataclass(kw_only=True)
+class Page:
+    """A page in the making. `style` is added after the common style sheet."""
+
+    title: str
+    subtitle: str = ""
+    style: str = ""
+    head_html: str = ""
+    sections: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def add(self, heading: str, body_html: str) -> None:
+        """Append a section; one without content is left out."""
+        if body_html.strip():
+            anchor = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
+            self.sections.append((anchor, heading, body_html))
+
+    def html(self) -> str:
+        """Return the whole document."""
+        links = "".join(f'<a href="#{a}">{escape(h)}</a>' for a, h, _ in self.sections)
+        nav = f"<nav aria-label='Contents'>{links}</nav>" if len(self.sections) > 3 else ""
+        body = "\n".join(
+            f'<section id="{a}"><h2>{escape(h)}</h2>\n{text}\n</section>'
+            for a, h, text in self.sections
+        )
+        return (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
+            f"<title>{escape(self.title)}</title>\n<style>{STYLE}{self.style}</style></head>\n"
+            f"<body><header><h1>{escape(self.title)}</h1>"
+            f'<p class="sub">{escape(self.subtitle)}</p></header>\n'
+            f"{self.head_html}{nav}\n<main>{body}</main>\n"
+            "<footer><p>Written by Tomoline. This page needs no network: it can be copied, mailed "
+            "or archived as one file.</p></footer></body></html>\n"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A table's column: its heading, and whether it holds numbers (right) or prose (wide)."""
+
+    head: str
+    kind: str = ""
+    hint: str = ""
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    """Return a paragraph of plain text."""
+    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def tiles(items: Iterable[tuple[str, str] | tuple[str, str, str]]) -> str:
+    """Return large numbers with a word below each: (value, word[, "bad"])."""
+    cells = "".join(
+        f'<div class="tile {item[2] if len(item) > 2 else ""}"><b>{escape(item[0])}</b>'
+        f"<span>{escape(item[1])}</span></div>"
+        for item in items
+    )
+    return f'<div class="tiles">{cells}</div>'
+
+
+def box(texts: Sequence[str], kind: str = "") -> str:
+    """Return a framed notice, one paragraph a text; nothing when there are none."""
+    if not texts:
+        return ""
+    return f'<div class="box {kind}">{"".join(paragraph(text) for text in texts)}</div>'
+
+
+def facts(pairs: Mapping[str, str]) -> str:
+    """Return names and values as a definition list."""
+    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in pairs.items())
+    return f"<dl>{rows}</dl>"
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], *, caption: str = "",
+          row_kinds: Mapping[int, str] | None = None) -> str:  # fmt: skip
+    """Return a table of ready HTML cells (use `escape` on text), the first a row heading."""
+    css = {"number": "r", "prose": "w", "": ""}
+    kinds = [css[column.kind] for column in columns]
+    head = "".join(
+        f'<th scope="col" class="{kind}"{_hint(column)}>{escape(column.head)}</th>'
+        for column, kind in zip(columns, kinds, strict=True)
+    )
+    lines = []
+    for i, row in enumerate(rows):
+        cells = "".join(
+            f'<th scope="row" class="{kind}">{cell}</th>'
+            if j == 0
+            else f'<td class="{kind}">{cell}</td>'
+            for j, (cell, kind) in enumerate(zip(row, kinds, strict=True))
+        )
+        lines.append(f'<tr class="{(row_kinds or {}).get(i, "")}">{cells}</tr>')
+    title = paragraph(caption, "note") if caption else ""
+    return (
+        f'<div>{title}<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{chr(10).join(lines)}</tbody></table></div></div>"
+    )
+
+
+def figure(content_html: str, caption: str) -> str:
+    """Return a picture with its caption."""
+    return f"<figure>{content_html}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def grid(*items_html: str, wide: bool = False) -> str:
+    """Return pieces side by side where the window has room: three abreast, or two if `wide`."""
+    kind = "grid wide" if wide else "grid"
+    return f'<div class="{kind}">{"".join(item for item in items_html if item)}</div>'
+
+
+def details(summary: str, content_html: str) -> str:
+    """Return a piece that opens on a click."""
+    return f"<details><summary>{escape(summary)}</summary>{content_html}</details>"
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Return `content` as a data address of the media type `kind`."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _hint(column: Column) -> str:
+    return f' title="{escape(column.hint)}"' if column.hint else ""

@@ -261,7 +261,7 @@ def _distance_peaks(
     ceiling = max(16.0, 4 * distance)
     depth = np.zeros(len(position), np.float32)
     is_peak = np.zeros(len(position), bool)
-    for members, rows, crop in _blocks(mask, position, math.ceil(ceiling) + 1):
+    for members, rows, crop in _crops(mask, position, component, math.ceil(ceiling) + 1):
         deep = _depth(crop, ceiling)
         here = tuple(rows.T)
         depth[members] = deep[here]
@@ -277,22 +277,41 @@ def _distance_peaks(
     return peaks[keep], owners[keep]
 
 
-def _blocks(
-    mask: NDArray[np.bool_], position: NDArray[np.int32], margin: int
+def _crops(
+    mask: NDArray[np.bool_],
+    position: NDArray[np.int32],
+    component: NDArray[np.int64],
+    margin: int,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]]:
-    """Blocks of the volume that hold some of `position`.
+    """Crops of the mask in which the distances at some of `position` are those of the whole.
 
-    Yields which ones, their places in the crop, and the crop of the mask with a margin round it.
+    A component that fits into a block is one crop with a rim of one voxel, since its nearest
+    unmarked voxel lies no farther out. A larger one is cut into blocks with `margin` round each.
+    Yields which positions, their places in the crop, and the crop.
     """
-    cells = position // _BLOCK_VOX
-    _, inverse = np.unique(cells, axis=0, return_inverse=True)
-    order = np.argsort(inverse.ravel(), kind="stable")
-    splits = np.flatnonzero(np.diff(inverse.ravel()[order])) + 1
-    for members in np.split(order, splits):
-        low = np.maximum(position[members].min(0) - margin, 0)
-        high = np.minimum(position[members].max(0) + margin + 1, mask.shape)
-        z, y, x = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        yield members, (position[members] - low).astype(np.int64), mask[z, y, x]
+    for members in _groups(component):
+        span = np.ptp(position[members], axis=0)
+        if (span < _BLOCK_VOX).all():
+            yield _crop(mask, position, members, 1)
+            continue
+        _, block = np.unique(position[members] // _BLOCK_VOX, axis=0, return_inverse=True)
+        for part in _groups(block.ravel()):
+            yield _crop(mask, position, members[part], margin)
+
+
+def _groups(key: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Indices of the elements of each value of `key`."""
+    order = np.argsort(key, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(key[order])) + 1)
+
+
+def _crop(
+    mask: NDArray[np.bool_], position: NDArray[np.int32], members: NDArray[np.int64], margin: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    low = np.maximum(position[members].min(0) - margin, 0)
+    high = np.minimum(position[members].max(0) + margin + 1, mask.shape)
+    z, y, x = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return members, (position[members] - low).astype(np.int64), mask[z, y, x]
 
 
 def _depth(crop: NDArray[np.bool_], ceiling: float) -> NDArray[np.float32]:

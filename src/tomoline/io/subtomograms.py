@@ -1,0 +1,190 @@
+"""HDF5 files of the extract and the classify stage, written and read one particle at a time.
+
+subtomograms.h5: `subtomograms` (N, b, b, b) float32, `candidate_id` (N,), `centre_zyx` (N, 3)
+sub-voxel in the box; attributes `voxel_size_angstrom`, `box_vox`.
+classes.h5: `labels` (N, b, b, b) uint8, `probabilities` (N, C, b, b, b) uint8 = round(255 p),
+`candidate_id`, `centre_zyx`; attribute `classes`, whose index is the label (0 background).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from tomoline.contracts import BACKGROUND
+from tomoline.errors import InputError
+from tomoline.io.atomic import atomic_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subtomograms:
+    """An open file of the extract stage; `boxes[k]` reads one particle."""
+
+    boxes: Any  # (N, b, b, b) float32
+    candidate_id: NDArray[np.int64]
+    centre_zyx: NDArray[np.float64]
+    voxel_size_angstrom: float
+    box_vox: int
+
+    def __len__(self) -> int:
+        return len(self.candidate_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledBoxes:
+    """An open file of the classify stage; `labels[k]` and `probabilities[k]` read one particle."""
+
+    labels: Any  # (N, b, b, b) uint8
+    probabilities: Any  # (N, C, b, b, b) uint8
+    candidate_id: NDArray[np.int64]
+    centre_zyx: NDArray[np.float64]
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.candidate_id)
+
+
+def write_subtomograms(
+    path: str | os.PathLike[str],
+    boxes: Iterable[NDArray[np.float32]],
+    *,
+    candidate_id: NDArray[Any],
+    centre_zyx: NDArray[Any],
+    box_vox: int,
+    voxel_size_angstrom: float,
+) -> None:
+    """Write the boxes `(b, b, b)` in the order of `candidate_id`, atomically; none is legal."""
+    count, shape = len(candidate_id), (box_vox,) * 3
+    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
+        file.attrs["voxel_size_angstrom"] = float(voxel_size_angstrom)
+        file.attrs["box_vox"] = int(box_vox)
+        _write_places(file, candidate_id, centre_zyx)
+        data = _create(file, "subtomograms", (count, *shape), np.float32)
+        for k, values in _counted(boxes, count):
+            data[k] = values
+
+
+def write_classes(
+    path: str | os.PathLike[str],
+    results: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
+    *,
+    candidate_id: NDArray[Any],
+    centre_zyx: NDArray[Any],
+    box_vox: int,
+    classes: Sequence[str],
+) -> None:
+    """Write pairs of labels `(b, b, b)` and probabilities `(C, b, b, b)`, atomically."""
+    count, shape = len(candidate_id), (box_vox,) * 3
+    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
+        file.attrs["classes"] = list(classes)
+        _write_places(file, candidate_id, centre_zyx)
+        labels = _create(file, "labels", (count, *shape), np.uint8)
+        stored = _create(file, "probabilities", (count, len(classes), *shape), np.uint8)
+        for k, (label, probability) in _counted(results, count):
+            labels[k], stored[k] = label, probability
+
+
+@contextmanager
+def open_subtomograms(path: str | os.PathLike[str]) -> Iterator[Subtomograms]:
+    """Open what `write_subtomograms` wrote; InputError if it is something else."""
+    with _opened(path, ("subtomograms",)) as file:
+        boxes = file["subtomograms"]
+        ids, centres = _read_places(path, file, len(boxes))
+        for name in ("voxel_size_angstrom", "box_vox"):
+            if name not in file.attrs:
+                raise _fault(path, f"the attribute {name}", "none")
+        edge = int(file.attrs["box_vox"])
+        if boxes.shape[1:] != (edge,) * 3:
+            raise _fault(path, f"boxes of {edge} voxels, as box_vox says", str(boxes.shape))
+        yield Subtomograms(
+            boxes=boxes, candidate_id=ids, centre_zyx=centres, box_vox=edge,
+            voxel_size_angstrom=float(file.attrs["voxel_size_angstrom"]),
+        )  # fmt: skip
+
+
+@contextmanager
+def open_classes(path: str | os.PathLike[str]) -> Iterator[LabelledBoxes]:
+    """Open what the classify stage or `write_classes` wrote; InputError if it is something else."""
+    with _opened(path, ("labels", "probabilities")) as file:
+        labels, probabilities = file["labels"], file["probabilities"]
+        classes = [str(name) for name in file.attrs.get("classes", [])]
+        wanted = (labels.shape[0], len(classes), *labels.shape[1:])
+        if len(classes) < 2 or classes[0] != BACKGROUND or probabilities.shape != wanted:
+            raise _fault(
+                path, f"the attribute classes, beginning with {BACKGROUND}, and probabilities of "
+                "(particles, classes, box)", f"classes {classes}, probabilities "
+                f"{probabilities.shape}, labels {labels.shape}",
+            )  # fmt: skip
+        ids, centres = _read_places(path, file, len(labels))
+        yield LabelledBoxes(
+            labels=labels, probabilities=probabilities, candidate_id=ids, centre_zyx=centres,
+            classes=classes,
+        )  # fmt: skip
+
+
+def _create(file: Any, name: str, shape: tuple[int, ...], dtype: type) -> Any:
+    """One chunk a particle; grey values are noise, which compression would only slow down."""
+    options: dict[str, Any] = {"chunks": (1, *shape[1:])} if shape[0] else {}
+    if shape[0] and dtype is np.uint8:
+        options |= {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+    return file.create_dataset(name, shape, dtype, track_times=False, **options)
+
+
+def _write_places(file: Any, ids: NDArray[Any], centres: NDArray[Any]) -> None:
+    file.create_dataset("candidate_id", data=np.asarray(ids, np.int64), track_times=False)
+    places = np.asarray(centres, np.float64).reshape(-1, 3)
+    if len(places) != len(ids):
+        raise ValueError(f"{len(ids)} candidates but {len(places)} centres")
+    file.create_dataset("centre_zyx", data=places, track_times=False)
+
+
+def _read_places(
+    path: str | os.PathLike[str], file: Any, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    ids = np.asarray(file["candidate_id"][()], np.int64)
+    centres = np.asarray(file["centre_zyx"][()], np.float64)
+    if ids.shape != (count,) or centres.shape != (count, 3):
+        raise _fault(
+            path, f"{count} candidate_id and centre_zyx", f"shapes {ids.shape}, {centres.shape}"
+        )
+    return ids, centres
+
+
+def _counted(items: Iterable[Any], count: int) -> Iterator[tuple[int, Any]]:
+    """Number the items; ValueError unless there are `count`."""
+    k = -1
+    for k, item in enumerate(items):
+        if k >= count:
+            break
+        yield k, item
+    if k + 1 != count:
+        raise ValueError(f"{count} candidates but another number of boxes")
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], names: tuple[str, ...]) -> Iterator[Any]:
+    if not Path(path).is_file():
+        raise _fault(path, "an HDF5 file", "no such file")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise _fault(path, "an HDF5 file", str(error)) from error
+    with file:
+        missing = [n for n in (*names, "candidate_id", "centre_zyx") if n not in file]
+        if missing:
+            raise _fault(path, f"the data sets {', '.join(names)}", f"no {', '.join(missing)}")
+        yield file
+
+
+def _fault(path: str | os.PathLike[str], expected: str, found: str) -> InputError:
+    return InputError(
+        Path(path), expected=expected, found=found, remedy="delete the file and run again"
+    )

@@ -1,0 +1,113 @@
+"""One probability volume and one mask from the windows of all shards."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from tomoline.contracts import Tile, TilePlan, VolumeTransform
+from tomoline.errors import InputError
+from tomoline.io.mrc import write_volume
+from tomoline.log import get_logger
+from tomoline.networks.cards import load_card
+from tomoline.ops.morphology import open_mask
+from tomoline.ops.tiles import merge_windows
+from tomoline.settings import MergeSettings
+
+SETTINGS = MergeSettings
+log = get_logger(__name__)
+
+
+def run(inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, settings: MergeSettings) -> None:
+    """Merge one tomogram.
+
+    Inputs `transform`, `plan`, `card` (the localizer's) and `shards` (HDF5 files of the segment
+    stage); outputs `probability` (MRC, float32) and `mask` (MRC, int8, 0 or 1).
+    """
+    transform = VolumeTransform.load(inputs["transform"])
+    plan = TilePlan.load(inputs["plan"])
+    card = load_card(inputs["card"])
+    if plan.shape_zyx != transform.prepared_shape_zyx:
+        raise InputError(
+            inputs["plan"], expected=f"a plan of {transform.prepared_shape_zyx} voxels",
+            found=f"one of {plan.shape_zyx}", remedy="delete the plan and run again",
+        )  # fmt: skip
+    threshold = settings.threshold if settings.threshold is not None else card.threshold
+    if threshold is None:
+        raise InputError(
+            inputs["card"], expected="a localizer's threshold", found="none",
+            remedy="correct models.localizer, or set merge.threshold",
+        )  # fmt: skip
+    # With a halo as long as the network's reach every kept voxel is exact already.
+    mask_cut = settings.mask_cut_components and plan.halo_vox < card.receptive_field_vox // 2
+    folder = Path(outputs["mask"]).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with opened_windows(inputs["shards"], plan) as windows, _scratch(folder, plan) as arrays:
+        probability, mask = arrays
+        counts = merge_windows(
+            plan, windows, probability=probability, mask=mask, threshold=threshold,
+            mask_cut=mask_cut,
+        )  # fmt: skip
+        open_mask(mask, settings.opening_radius_vox)
+        left = sum(int(np.count_nonzero(section)) for section in mask)
+        log.info(
+            "%d voxels reach %g; %d of them in %d components taken out at cut faces before that; "
+            "%d left after the opening",
+            counts.foreground_vox, threshold, counts.removed_vox, counts.removed_components, left,
+        )  # fmt: skip
+        voxel_size = transform.prepared_voxel_size_angstrom
+        write_volume(outputs["probability"], probability, voxel_size)
+        write_volume(outputs["mask"], mask, voxel_size)
+
+
+@contextmanager
+def opened_windows(
+    shards: str | Path | Sequence[str | Path], plan: TilePlan
+) -> Iterator[Callable[[Tile], Any]]:
+    """Open all shards; yields what gives a window's data set, from which boxes can be read.
+
+    Raises
+    ------
+    InputError
+        If a window of the plan is in no shard or in two.
+    """
+    paths = [shards] if isinstance(shards, (str, Path)) else list(shards)
+    with ExitStack() as stack:
+        found: dict[str, Any] = {}
+        for path in paths:
+            try:
+                file = stack.enter_context(h5py.File(path, "r"))
+            except OSError as error:
+                raise _bad_shards(str(path), "an HDF5 file", str(error)) from error
+            double = found.keys() & file.keys()
+            if double:
+                raise _bad_shards(str(path), "every window once", f"{sorted(double)[0]} again")
+            found |= {name: file[name] for name in file}
+        missing = [f"tile_{t.index}" for t in plan.tiles if f"tile_{t.index}" not in found]
+        if missing:
+            words = f"{len(missing)} missing, such as {missing[0]}"
+            raise _bad_shards(", ".join(map(str, paths)), "all windows of the plan", words)
+        yield lambda tile: found[f"tile_{tile.index}"]
+
+
+def _bad_shards(source: str, expected: str, found: str) -> InputError:
+    return InputError(
+        source, expected=expected, found=found, remedy="delete the tomogram's segment folder and "
+        "run again",
+    )  # fmt: skip
+
+
+@contextmanager
+def _scratch(folder: Path, plan: TilePlan) -> Iterator[tuple[Any, Any]]:
+    """Two volumes on disk, so that memory holds one window at a time."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".merge-") as name:
+        shape = plan.shape_zyx
+        probability = np.memmap(Path(name) / "probability", np.float32, "w+", shape=shape)
+        mask = np.memmap(Path(name) / "mask", np.int8, "w+", shape=shape)
+        yield probability, mask

@@ -1,0 +1,152 @@
+"""The particle table: one class a particle, in voxels of the tomogram as it was given."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from tomoline.contracts import VolumeTransform
+from tomoline.errors import InputError
+from tomoline.io.subtomograms import LabelledBoxes, open_classes
+from tomoline.io.tables import (
+    ACCEPTED,
+    REJECTED,
+    particle_table,
+    probability_columns,
+    read_candidates,
+    write_particles,
+)
+from tomoline.log import get_logger
+from tomoline.ops.votes import NO_LABELS, Vote, vote, vote_radius
+from tomoline.settings import DatasetSettings, VoteSettings, validated
+from tomoline.stages.extract import CENTRE_COLUMNS
+
+SETTINGS = VoteSettings
+log = get_logger(__name__)
+
+
+def run(
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    *,
+    settings: VoteSettings,
+    tomogram: str,
+    dataset: Mapping[str, Any],
+) -> None:
+    """Vote on every subtomogram of one tomogram and write its particle table.
+
+    Inputs `candidates` (candidates.csv), `classes` (HDF5 of the classify stage) and `transform`
+    (prepared.json); output `particles` (particles.csv). `dataset` is its `DatasetSettings` as a
+    dictionary. Every candidate gets a row, the rejected ones with their reason.
+    """
+    candidates = read_candidates(inputs["candidates"])
+    transform = VolumeTransform.load(inputs["transform"])
+    with open_classes(inputs["classes"]) as boxes:
+        accepted = candidates[candidates["status"] == ACCEPTED]
+        if not np.array_equal(boxes.candidate_id, accepted["candidate_id"].to_numpy()):
+            raise InputError(
+                inputs["classes"], expected=f"the {len(accepted)} accepted candidates of "
+                f"{inputs['candidates']}", found=f"{len(boxes)} others",
+                remedy="delete subtomograms.h5 and classes.h5 and run again",
+            )  # fmt: skip
+        votes = dict(zip(boxes.candidate_id.tolist(), _votes(boxes, accepted, settings),
+                         strict=True))  # fmt: skip
+        classes = boxes.classes[1:]
+    verdicts = [
+        _verdict(reason, votes.get(number), classes, settings.min_vote_share)
+        for number, reason in zip(candidates["candidate_id"], candidates["reason"], strict=True)
+    ]
+    columns = _place_columns(candidates, transform, tomogram, _binning(transform, dataset))
+    table = particle_table(columns | _verdict_columns(verdicts, classes), classes)
+    write_particles(outputs["particles"], table)
+    _tell(table)
+
+
+def _votes(
+    boxes: LabelledBoxes, accepted: pd.DataFrame, settings: VoteSettings
+) -> list[Vote | None]:
+    """One vote a subtomogram; they are read one at a time."""
+    centres = accepted[CENTRE_COLUMNS].to_numpy(np.float64)
+    tree = cKDTree(centres) if len(centres) else None
+    found = []
+    for k, size in enumerate(accepted["size_vox"]):
+        radius = settings.radius_vox or vote_radius(
+            size, centre_radius_vox=settings.centre_radius_vox
+        )
+        assert tree is not None  # there is a size, so there are centres
+        # Beyond twice the radius no candidate is nearer to any voxel that votes.
+        near = [i for i in sorted(tree.query_ball_point(centres[k], 2 * radius)) if i != k]
+        found.append(
+            vote(
+                boxes.labels[k],
+                boxes.probabilities[k],
+                boxes.centre_zyx[k],
+                centre_radius_vox=settings.centre_radius_vox,
+                radius_vox=radius,
+                others_zyx=centres[near] - centres[k] + boxes.centre_zyx[k],
+            )
+        )
+    return found
+
+
+def _verdict(
+    reason: str, result: Vote | None, classes: list[str], min_share: float
+) -> dict[str, Any]:
+    """Columns that the vote decides; what nobody voted on has zeros."""
+    row: dict[str, Any] = {"class": "", "vote_share": 0.0, "margin": 0.0}
+    row |= dict.fromkeys(probability_columns(classes), 0.0)
+    if result is not None:
+        row |= {"vote_share": result.share, "margin": result.margin}
+        row |= dict(zip(probability_columns(classes), result.probabilities, strict=True))
+        if result.share < min_share:
+            reason = f"vote share below {min_share:g}"
+        else:
+            row["class"] = classes[result.label - 1]
+    elif not reason:
+        reason = NO_LABELS
+    return row | {"status": REJECTED if reason else ACCEPTED, "reason": reason}
+
+
+def _verdict_columns(verdicts: list[dict[str, Any]], classes: list[str]) -> dict[str, Any]:
+    names = ["status", "reason", "class", "vote_share", "margin", *probability_columns(classes)]
+    return {name: [row[name] for row in verdicts] for name in names}
+
+
+def _binning(transform: VolumeTransform, dataset: Mapping[str, Any]) -> float:
+    settings = validated(DatasetSettings, dataset, source="dataset")
+    unbinned = settings.tilt_series_pixel_size_angstrom
+    return transform.given_voxel_size_angstrom / unbinned if unbinned else 1.0
+
+
+def _place_columns(
+    candidates: pd.DataFrame, transform: VolumeTransform, tomogram: str, binning: float
+) -> dict[str, Any]:
+    """Columns that the candidates and the transform decide."""
+    given: NDArray[np.float64] = transform.to_given(candidates[CENTRE_COLUMNS].to_numpy(float))
+    n = len(candidates)
+    size = dict(zip(("nz", "ny", "nx"), transform.given_shape_zyx, strict=True))
+    return {
+        "tomogram": [tomogram] * n,
+        "particle_id": candidates["candidate_id"],
+        **{f"{axis}_vox": given[:, i] for i, axis in enumerate("zyx")},
+        "voxel_size_angstrom": np.full(n, transform.given_voxel_size_angstrom),
+        **{f"tomogram_{axis}": np.full(n, length) for axis, length in size.items()},
+        "binning": np.full(n, binning),
+        "score": candidates["score"],
+        "size_vox": candidates["size_vox"],
+    }
+
+
+def _tell(table: pd.DataFrame) -> None:
+    accepted = table[table["status"] == ACCEPTED]
+    log.info("%d particles of %d candidates", len(accepted), len(table))
+    for name, number in sorted(Counter(accepted["class"]).items()):
+        log.info("%d of class %s", number, name)
+    for reason, number in sorted(Counter(table.loc[table["reason"] != "", "reason"]).items()):
+        log.info("%d rejected: %s", number, reason)

@@ -1,0 +1,342 @@
+"""Planted particles go through tile, merge, cluster, extract and vote, and come back in place.
+
+The networks are played by the truth: the segment shards hold a core for each particle, the
+classes file its labels.
+"""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from tomoline.contracts import TilePlan, VolumeTransform
+from tomoline.errors import InputError
+from tomoline.io.mrc import open_volume, read_header, write_volume
+from tomoline.io.subtomograms import open_subtomograms, write_classes
+from tomoline.io.tables import read_candidates, read_particles
+from tomoline.networks.cards import ModelCard
+from tomoline.settings import (
+    ClusterSettings,
+    ExtractSettings,
+    MergeSettings,
+    TilingSettings,
+    VoteSettings,
+)
+from tomoline.stages import cluster, extract, merge, tile, vote
+
+SHAPE = (24, 50, 61)
+SCALE, OFFSET = 10.0 / 13.5, 0.25
+CLASSES = ["background", "small", "large"]
+# Centre zyx in prepared voxels, radius, class; some across seams, one at the border, two touching.
+PARTICLES = [
+    ((6.0, 8.0, 9.0), 3, 1),
+    ((10.3, 25.4, 30.2), 6, 2),
+    ((12.0, 40.0, 30.0), 3, 1),
+    ((12.0, 40.0, 36.0), 3, 1),
+    ((18.7, 12.2, 48.1), 6, 2),
+    ((21.0, 46.0, 57.0), 3, 1),
+]
+DATASET = {"name": "set", "sheet": "set.tsv", "tilt_series_pixel_size_angstrom": 3.375}
+
+
+def _distance(centre, shape=SHAPE):
+    grid = np.indices(shape)
+    return np.sqrt(sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)))
+
+
+def _card(folder, role, **fields):
+    folder.mkdir(parents=True)
+    card = ModelCard(
+        name=folder.name, network="msdnet", parameters={"depth": 3, "width": 2}, role=role,
+        classes=CLASSES if role == "classifier" else ["background", "particle"],
+        voxel_size_angstrom=10.0, voxel_size_range_angstrom=(9.0, 11.0), n_parameters=1, **fields,
+    )  # fmt: skip
+    (folder / "card.yaml").write_text(yaml.safe_dump(card.model_dump(mode="json")))
+    return folder / "card.yaml"
+
+
+@pytest.fixture
+def line(tmp_path):
+    """Cards, transform and prepared volume, and where everything else is going to lie."""
+    files = {
+        "localizer": _card(tmp_path / "loc", "localizer", threshold=0.5, bandwidth_vox=3.0,
+                           receptive_field_vox=13),
+        "classifier": _card(tmp_path / "cls", "classifier", box_vox=20, receptive_field_vox=13),
+    }  # fmt: skip
+    for name in ("prepared.json", "prepared.mrc", "plan.json", "probability.mrc", "mask.mrc",
+                 "candidates.csv", "subtomograms.h5", "classes.h5", "particles.csv"):  # fmt: skip
+        files[name] = tmp_path / "r" / name
+    files["prepared.mrc"].parent.mkdir()
+    VolumeTransform(
+        source="t.mrc", file_shape=(20, 40, 48), given_shape_zyx=(20, 40, 48),
+        prepared_shape_zyx=SHAPE, given_voxel_size_angstrom=13.5,
+        prepared_voxel_size_angstrom=10.0, scale_zyx=(SCALE,) * 3, offset_zyx=(OFFSET,) * 3,
+    ).save(files["prepared.json"])  # fmt: skip
+    volume = np.random.default_rng(0).normal(0, 1, SHAPE).astype(np.float32)
+    write_volume(files["prepared.mrc"], volume, 10.0)
+    return files
+
+
+def _tile(line, **settings):
+    tile.run(
+        {"transform": line["prepared.json"], "card": line["localizer"]},
+        {"plan": line["plan.json"]}, settings=TilingSettings(**settings),
+    )  # fmt: skip
+    return TilePlan.load(line["plan.json"])
+
+
+def _segment(line, plan, particles, shards=2):
+    """Cores of half the radius, soft at the edge, as the localizer marks them."""
+    probability = np.full(SHAPE, 0.02, np.float32)
+    for centre, radius, _ in particles:
+        core = 0.95 / (1 + np.exp(3 * (_distance(centre) - radius / 2 - 0.5)))
+        probability = np.maximum(probability, core)
+    paths = []
+    for k in range(1, shards + 1):
+        paths.append(line["plan.json"].parent / f"{k}-of-{shards}.h5")
+        with h5py.File(paths[-1], "w") as file:
+            for t in plan.shard(k, shards):
+                box = tuple(slice(a, b) for a, b in zip(t.read_start, t.read_stop, strict=True))
+                file[f"tile_{t.index}"] = probability[box].astype(np.float16)
+    return paths, probability.astype(np.float16).astype(np.float32)
+
+
+def _merge(line, shards, **settings):
+    merge.run(
+        {"transform": line["prepared.json"], "plan": line["plan.json"],
+         "volume": line["prepared.mrc"], "card": line["localizer"], "shards": shards},
+        {"probability": line["probability.mrc"], "mask": line["mask.mrc"]},
+        settings=MergeSettings(**settings),
+    )  # fmt: skip
+
+
+def _cluster_and_extract(line, **settings):
+    cluster.run(
+        {"probability": line["probability.mrc"], "mask": line["mask.mrc"],
+         "card": line["localizer"]},
+        {"candidates": line["candidates.csv"]}, settings=ClusterSettings(**settings),
+    )  # fmt: skip
+    extract.run(
+        {"candidates": line["candidates.csv"], "volume": line["prepared.mrc"],
+         "card": line["classifier"]},
+        {"subtomograms": line["subtomograms.h5"]}, settings=ExtractSettings(),
+    )  # fmt: skip
+
+
+def _classify(line, particles):
+    """Label every particle in every box, neighbours too, as the classifier does."""
+    labels = np.zeros([n + 40 for n in SHAPE], np.uint8)
+    for centre, radius, label in particles:
+        labels[_distance(np.array(centre) + 20, labels.shape) <= radius] = label
+    soft = (np.arange(3)[:, None, None, None, None] == labels).astype(np.uint8)[:, 0] * 255
+    with open_subtomograms(line["subtomograms.h5"]) as boxes:
+        table = read_candidates(line["candidates.csv"])
+        table = table[table["status"] == "accepted"]
+        centres = table[extract.CENTRE_COLUMNS].to_numpy()
+        starts = np.rint(centres - boxes.centre_zyx).astype(int) + 20
+        cuts = [tuple(slice(a, a + boxes.box_vox) for a in start) for start in starts]
+        write_classes(
+            line["classes.h5"], ((labels[c], soft[(slice(None), *c)]) for c in cuts),
+            candidate_id=boxes.candidate_id, centre_zyx=boxes.centre_zyx, box_vox=boxes.box_vox,
+            classes=CLASSES,
+        )  # fmt: skip
+
+
+def _vote(line, dataset=DATASET, **settings):
+    vote.run(
+        {"candidates": line["candidates.csv"], "classes": line["classes.h5"],
+         "transform": line["prepared.json"]},
+        {"particles": line["particles.csv"]}, settings=VoteSettings(**settings), tomogram="t1",
+        dataset=dataset,
+    )  # fmt: skip
+    return read_particles(line["particles.csv"])
+
+
+def _whole_line(line, particles, *, tiling=None, **settings):
+    plan = _tile(line, **(tiling or {"size_vox": 32, "halo_vox": 6}))
+    shards, _ = _segment(line, plan, particles)
+    _merge(line, shards)
+    _cluster_and_extract(line, **settings)
+    _classify(line, particles)
+    return _vote(line)
+
+
+@pytest.mark.parametrize(
+    "tiling",
+    [{"size_vox": 32, "halo_vox": 6}, {"size_vox": 20, "halo_vox": 5}, {"size_vox": 128}],
+)
+def test_planted_particles_come_back_where_they_were(line, tiling):
+    table = _whole_line(line, PARTICLES, tiling=tiling)
+    truth = np.array([np.array(c) * SCALE + OFFSET for c, _, _ in PARTICLES])
+    found = table[["z_vox", "y_vox", "x_vox"]].to_numpy()
+    assert found.shape == truth.shape
+    distance = np.linalg.norm(found[:, None] - truth[None], axis=2)
+    nearest = distance.argmin(axis=0)
+    assert sorted(nearest) == list(range(len(truth)))
+    # A core is some voxels wide: its centroid is the centre to a tenth of a voxel, or so.
+    assert distance.min(axis=0).max() < 0.2
+    names = [CLASSES[label] for _, _, label in PARTICLES]
+    assert list(table["class"].iloc[nearest]) == names
+    assert (table["status"] == "accepted").all()
+    assert (table["vote_share"] == 1).all() and (table["margin"] == 1).all()
+    np.testing.assert_allclose(table["p_small"] + table["p_large"], 1)
+    assert (table["tomogram"] == "t1").all()
+    assert (table["binning"] == 4).all()
+    assert (table[["tomogram_nz", "tomogram_ny", "tomogram_nx"]] == [20, 40, 48]).all(axis=None)
+    assert (table["voxel_size_angstrom"] == 13.5).all()
+
+
+def test_seams_do_not_show_and_outputs_are_volumes_with_a_voxel_size(line):
+    plan = _tile(line, size_vox=20, halo_vox=5)
+    assert len(plan.tiles) > 20
+    shards, probability = _segment(line, plan, PARTICLES)
+    _merge(line, shards)
+    np.testing.assert_array_equal(open_volume(line["probability.mrc"]), probability)
+    np.testing.assert_array_equal(open_volume(line["mask.mrc"]), probability >= 0.5)
+    assert read_header(line["mask.mrc"]).mode == 0
+    assert read_header(line["probability.mrc"]).voxel_size_angstrom == pytest.approx(10.0)
+    assert not [p.name for p in line["mask.mrc"].parent.iterdir() if p.name.startswith(".")]
+
+
+def test_equal_inputs_give_equal_bytes(line):
+    names = ["plan.json", "probability.mrc", "mask.mrc", "candidates.csv", "subtomograms.h5",
+             "particles.csv"]  # fmt: skip
+    _whole_line(line, PARTICLES)
+    first = {name: line[name].read_bytes() for name in names}
+    _whole_line(line, PARTICLES)
+    assert {name: line[name].read_bytes() for name in names} == first
+
+
+def test_an_empty_tomogram_gives_valid_empty_files(line):
+    table = _whole_line(line, [])
+    assert len(table) == 0
+    assert list(table.columns)[-2:] == ["p_small", "p_large"]
+    assert line["candidates.csv"].read_text().count("\n") == 1
+    with open_subtomograms(line["subtomograms.h5"]) as boxes:
+        assert boxes.boxes.shape == (0, 20, 20, 20)
+
+
+def test_rejects_pass_through_with_their_reasons(line):
+    table = _whole_line(line, PARTICLES, min_size_vox=60)
+    small = table[table["reason"] == "smaller than 60 voxels"]
+    assert 0 < len(small) < len(table) == len(PARTICLES)
+    assert (small["status"] == "rejected").all() and (small["class"] == "").all()
+    assert (small["size_vox"] < 60).all()
+    assert list(table["particle_id"]) == list(range(1, len(table) + 1))
+    everything = _whole_line(line, PARTICLES, min_score=1.0)
+    assert (everything["reason"] == "score below 1").all()
+
+
+def test_a_centre_without_labels_and_a_small_share_are_rejects(line):
+    _whole_line(line, PARTICLES)
+    _classify(line, PARTICLES[1:])
+    table = _vote(line)
+    assert list(table["reason"]).count("no labelled voxels at the centre") == 1
+    assert table.loc[table["reason"] != "", "p_small"].sum() == 0
+    mixed = [(c, r, 1) for c, r, _ in PARTICLES]
+    mixed.append((PARTICLES[1][0], 3.5, 2))  # an inner ball of another class
+    _classify(line, mixed)
+    share = _vote(line).loc[lambda t: t["margin"] < 1]
+    assert len(share) == 1
+    rejected = _vote(line, min_vote_share=float(share["vote_share"].iloc[0]) + 0.01)
+    assert next(r for r in rejected["reason"] if r).startswith("vote share below 0.")
+    # Its votes stay on record.
+    assert rejected.loc[rejected["reason"] != "", "vote_share"].iloc[0] > 0.5
+
+
+def test_without_a_tilt_series_the_tomogram_is_taken_as_unbinned(line):
+    _whole_line(line, PARTICLES)
+    table = _vote(line, dataset={"name": "set", "sheet": "set.tsv"})
+    assert (table["binning"] == 1).all()
+
+
+def test_boxes_hold_the_volume_about_the_centre_and_its_mean_outside(line):
+    _whole_line(line, PARTICLES)
+    volume = open_volume(line["prepared.mrc"])
+    table = read_candidates(line["candidates.csv"])
+    with open_subtomograms(line["subtomograms.h5"]) as boxes:
+        assert boxes.voxel_size_angstrom == pytest.approx(10.0)
+        for k, centre in enumerate(table[extract.CENTRE_COLUMNS].to_numpy()):
+            voxel = np.floor(centre + 0.5).astype(int)
+            assert boxes.boxes[k][10, 10, 10] == volume[tuple(voxel)]
+            np.testing.assert_allclose(boxes.centre_zyx[k], 10 + centre - voxel, atol=1e-6)
+        corner = boxes.boxes[len(table) - 1][-1, -1, -1]
+        assert corner == pytest.approx(volume.mean(dtype=np.float64), abs=1e-6)
+
+
+def test_a_halo_that_does_not_fit_is_shortened_with_a_warning_but_not_if_it_was_asked_for(
+    line, caplog
+):
+    plan = _tile(line, size_vox=12)  # the card's network looks 6 voxels far
+    assert plan.halo_vox == 3
+    assert "the halo is shortened to 3" in caplog.text
+    with pytest.raises(InputError, match="halo_vox"):
+        _tile(line, size_vox=12, halo_vox=6)
+
+
+def test_little_memory_gives_small_windows():
+    card = ModelCard(
+        name="x", network="msdnet", parameters={"depth": 8, "width": 16}, role="localizer",
+        classes=["background", "particle"], voxel_size_angstrom=10.0, threshold=0.5,
+        voxel_size_range_angstrom=(9.0, 11.0), bandwidth_vox=3.0, receptive_field_vox=41,
+        n_parameters=1,
+    )  # fmt: skip
+    plan = tile.make_plan((200, 512, 512), card, TilingSettings(), memory_bytes=8 * 2**30)
+    assert plan.halo_vox == 20
+    assert plan.size_vox % 16 == 0
+    edge = plan.size_vox
+    assert edge**3 * tile.bytes_per_voxel(card) <= 8 * 2**30
+    whole = tile.make_plan((20, 60, 60), card, TilingSettings(), memory_bytes=8 * 2**30)
+    assert len(whole.tiles) == 1
+    tiny = tile.make_plan((200, 512, 512), card, TilingSettings(), memory_bytes=50 * 2**20)
+    assert tiny.halo_vox < 20  # shortened
+
+
+def test_shards_that_do_not_make_up_the_plan_are_refused(line):
+    plan = _tile(line, size_vox=32, halo_vox=6)
+    shards, _ = _segment(line, plan, PARTICLES)
+    with pytest.raises(InputError, match="missing, such as tile_1"):
+        _merge(line, shards[:1])
+    with pytest.raises(InputError, match="again"):
+        _merge(line, [*shards, shards[0]])
+    assert not line["mask.mrc"].exists()
+    raw = json.loads(line["plan.json"].read_text())
+    raw["shape_zyx"][0] += 1
+    line["plan.json"].write_text(json.dumps(raw))
+    with pytest.raises(InputError, match="a plan of"):
+        _merge(line, shards)
+
+
+def test_classes_of_other_candidates_are_refused(line):
+    _whole_line(line, PARTICLES)
+    _cluster_and_extract(line, min_size_vox=60)
+    with pytest.raises(InputError, match="accepted candidates"):
+        _vote(line)
+
+
+def test_opening_takes_thin_things_out(line):
+    plan = _tile(line, size_vox=32, halo_vox=6)
+    shards, _ = _segment(line, plan, PARTICLES)
+    _merge(line, shards, opening_radius_vox=2)
+    _cluster_and_extract(line)
+    table = read_candidates(line["candidates.csv"])
+    assert len(table) == 2  # the cores of the two large ones
+
+
+def test_settings_take_the_place_of_the_cards(line):
+    plan = _tile(line, size_vox=32, halo_vox=6)
+    shards, probability = _segment(line, plan, PARTICLES)
+    _merge(line, shards, threshold=0.9)
+    assert open_volume(line["mask.mrc"]).sum() == (probability >= 0.9).sum()
+    _merge(line, shards)
+    _cluster_and_extract(line, merge_distance_vox=8)
+    assert len(read_candidates(line["candidates.csv"])) == len(PARTICLES) - 1
+    with pytest.raises(InputError, match="threshold"):
+        merge.run(
+            {"transform": line["prepared.json"], "plan": line["plan.json"],
+             "volume": line["prepared.mrc"], "card": line["classifier"], "shards": shards},
+            {"probability": line["probability.mrc"], "mask": line["mask.mrc"]},
+            settings=MergeSettings(),
+        )  # fmt: skip

@@ -153,6 +153,13 @@ class VoteSettings(Section):
     centre_radius_vox: float = Field(
         3.0, ge=0, description="How far from the centre the voted component may start."
     )
+    radius_vox: float | None = Field(
+        None,
+        gt=0,
+        description="Voxels farther from the centre do not vote, so that a touching "
+        "neighbour cannot outvote a small particle; empty: 2.5 times the radius of the localizer's "
+        "cluster.",
+    )
     min_vote_share: float = Field(
         0.0, ge=0, le=1, description="Particles with a smaller share of votes become rejects."
     )
@@ -202,6 +209,7 @@ class ReportSettings(Section):
 
     slices: int = Field(5, ge=1, le=40, description="Slices shown for each tomogram.")
 
+
 class SimulateSettings(Section):
     """Simulated data sets in SHREC layout: results/simulated/<name>/model_<k>."""
 
@@ -212,13 +220,15 @@ class SimulateSettings(Section):
     )
     classes: list[str] = Field([], description="Structures; empty: the twelve of SHREC.")
     conditions: Literal["random", "fixed"] = Field(
-        "random", description="random: SNR, tilt range, thickness, crowding, defocus, alignment "
-        "error and filter drawn for each tomogram; fixed: the values below."
+        "random",
+        description="random: SNR, tilt range, thickness, crowding, defocus, alignment "
+        "error and filter drawn for each tomogram; fixed: the values below.",
     )
     particles: int = Field(600, ge=0, description="fixed: particles wanted; fewer if no room.")
     snr: float = Field(
-        0.3, gt=0, description="fixed: variance of signal over variance of noise in the untilted "
-        "projection."
+        0.3,
+        gt=0,
+        description="fixed: variance of signal over variance of noise in the untilted projection.",
     )
     tilt_min_deg: float = Field(-60.0, gt=-90, lt=90, description="fixed: first tilt.")
     tilt_max_deg: float = Field(60.0, gt=-90, lt=90, description="fixed: last tilt.")
@@ -270,9 +280,7 @@ class TrainSettings(Section):
     validation_volumes: int = Field(2, ge=1, description="Held-out tomograms.")
     gamma: float = Field(2.0, ge=0, description="Focusing of the loss; 0: cross-entropy.")
     core_alpha: float = Field(4.0, gt=0, description="Weight of the localizer's particle class.")
-    background_alpha: float = Field(
-        0.3, gt=0, description="Weight of the classifier's background."
-    )
+    background_alpha: float = Field(0.3, gt=0, description="Weight of the classifier's background.")
     radius_power: float = Field(
         1.0, ge=0, description="Class weights are (mean(R_e) / R_e) to this power."
     )
@@ -345,13 +353,15 @@ class DatasetSettings(Section):
         None, gt=0, description="Unbinned pixel size; empty: the tomogram is taken as unbinned."
     )
     unbinned_size_xyz: tuple[int, int, int] | None = Field(
-        None, description="Size of the tomogram in unbinned pixels (RELION's rlnTomoSizeX, Y, Z); "
-        "empty: its own size times the binning."
+        None,
+        description="Size of the tomogram in unbinned pixels (RELION's rlnTomoSizeX, Y, Z); "
+        "empty: its own size times the binning.",
     )
     binned_by: Literal["fourier", "average"] = Field(
-        "fourier", description="How the tomogram was binned: fourier (RELION, Warp) keeps the "
+        "fourier",
+        description="How the tomogram was binned: fourier (RELION, Warp) keeps the "
         "centre of voxel 0 where it was; average (IMOD's binvol and newstack -bin) moves it half "
-        "a block inwards."
+        "a block inwards.",
     )
     voltage_kv: float = Field(300.0, gt=0, description="For RELION's optics table.")
     spherical_aberration_mm: float = Field(2.7, ge=0, description="For RELION's optics table.")

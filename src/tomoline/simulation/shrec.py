@@ -27,7 +27,12 @@ def write_shrec(folder: Path, tomogram: SimulatedTomogram) -> None:
         "tilt": asdict(tomogram.tilt_settings), "filter": asdict(tomogram.filter_settings),
     }  # fmt: skip
     write_text(folder / "conditions.json", json.dumps(conditions, indent=1, sort_keys=True) + "\n")
-    write_text(folder / "particle_locations.txt", locations_text(phantom))
+    write_locations(folder / "particle_locations.txt", phantom)
+
+
+def write_locations(path: Path, phantom: Phantom) -> None:
+    """Write SHREC'21's table of particles."""
+    write_text(path, locations_text(phantom))
 
 
 def locations_text(phantom: Phantom) -> str:

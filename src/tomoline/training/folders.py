@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tomoline.errors import InputError
-from tomoline.io.annotations import read_shrec_locations
+from tomoline.io.annotations import read_truth
 from tomoline.io.mrc import open_volume
 from tomoline.ops.normalise import normalise
 from tomoline.training.data import TrainingVolume, core_mask, core_radius
@@ -42,7 +42,7 @@ class FolderSource:
         return [self._read(folder) for folder in self.held_out[:count]]
 
     def _read(self, folder: Path) -> TrainingVolume:
-        table = read_shrec_locations(folder / "particle_locations.txt")
+        table = read_truth(folder / "particle_locations.txt")
         table = table[table["class"].isin(self.classes)]
         labels = np.array([self.classes.index(c) + 1 for c in table["class"]], np.int64)
         centres = table[["z_vox", "y_vox", "x_vox"]].to_numpy(float)

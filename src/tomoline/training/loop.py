@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tomoline.errors import InputError
 from tomoline.io.atomic import atomic_path
 from tomoline.log import get_logger
+from tomoline.training import distributed
 from tomoline.training.options import TrainOptions
 
 log = get_logger(__name__)
@@ -70,6 +71,7 @@ class Trainer:
             self.next_epoch = epoch + 1
             self._record(row)
             self._save("checkpoint.pt")
+            distributed.wait()
             pace = (time.monotonic() - started) / (self.next_epoch - first)
             left = pace * (self.options.max_epochs - self.next_epoch)
             figures = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch")
@@ -118,6 +120,7 @@ class Trainer:
                     remedy="lower train.learning_rate; the last checkpoint is kept",
                 )  # fmt: skip
             loss.backward()  # type: ignore[no-untyped-call]
+            distributed.average_gradients(self.network)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
             self.optimiser.step()
             self.steps += 1
@@ -135,9 +138,9 @@ class Trainer:
         self.network.load_state_dict(self.average)
         self.network.eval()
         with torch.no_grad():
-            figures = self.recipe.validate(self.network)
+            figures = self.recipe.validate(self.network) if distributed.is_first() else {}
         self.network.load_state_dict(kept)
-        return figures
+        return {"loss": distributed.same_everywhere(figures.get("loss", 0.0))} | figures
 
     def _is_validation_epoch(self, epoch: int) -> bool:
         every = self.options.validate_every
@@ -149,6 +152,8 @@ class Trainer:
         )
 
     def _save(self, name: str) -> None:
+        if not distributed.is_first():
+            return
         state = {
             "network": self.network.state_dict(), "optimiser": self.optimiser.state_dict(),
             "average": self.average, "next_epoch": self.next_epoch, "steps": self.steps,
@@ -158,6 +163,8 @@ class Trainer:
             torch.save(state, partial)
 
     def _record(self, row: Mapping[str, Any]) -> None:
+        if not distributed.is_first():
+            return
         with (self.folder / "curves.jsonl").open("a") as stream:
             stream.write(json.dumps(row) + "\n")
 

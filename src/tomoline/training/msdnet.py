@@ -49,6 +49,8 @@ class MSDNetRecipeOptions:
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
     seed: int = 0
+    rank: int = 0  # of this process among `processes`; each sees tomograms of its own
+    processes: int = 1
 
 
 class MSDNetRecipe:
@@ -65,8 +67,8 @@ class MSDNetRecipe:
     def epoch(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
         """Random windows of the epoch's tomograms."""
         o = self.options
-        volumes = self.source.volumes(epoch, o.volumes_per_epoch)
-        rng = np.random.default_rng([o.seed, epoch, 4])
+        volumes = self.source.volumes(epoch * o.processes + o.rank, o.volumes_per_epoch)
+        rng = np.random.default_rng([o.seed, epoch, 4, *([o.rank] if o.rank else [])])
         for _ in range(o.steps_per_epoch):
             items = [self._window(volumes[rng.integers(len(volumes))], rng)
                      for _ in range(o.batch_size)]  # fmt: skip

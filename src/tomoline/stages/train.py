@@ -1,0 +1,198 @@
+"""Training of a network, and the models that come of it.
+
+The checkpoint lies in a working folder that is no declared output, so that a killed training goes
+on where it stopped when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tomoline.contracts import BACKGROUND
+from tomoline.errors import InputError
+from tomoline.infer import choose_device, choose_precision
+from tomoline.io.atomic import atomic_path, write_text
+from tomoline.kernels.dilated import cpu_convolve
+from tomoline.log import get_logger
+from tomoline.networks.msdnet import MSDNet
+from tomoline.networks.weights import WEIGHTS, ModelCard, save_model
+from tomoline.report.curves import draw_curves
+from tomoline.settings import TrainSettings
+from tomoline.simulation.densities import SHREC_CLASSES, Density, load_density
+from tomoline.stages.calibrate import choose_threshold
+from tomoline.training import distributed
+from tomoline.training.data import SimulatedSource
+from tomoline.training.folders import FolderSource
+from tomoline.training.loop import Trainer
+from tomoline.training.msdnet import MSDNetRecipe, MSDNetRecipeOptions, Source, split_joint
+from tomoline.training.options import TrainOptions
+
+SETTINGS = TrainSettings
+log = get_logger(__name__)
+
+Part = Literal["localizer", "classifier"]
+VOXEL_SIZE_ANGSTROM = 10.0  # of the shipped densities
+VOXEL_SIZE_RANGE_ANGSTROM = (9.0, 11.0)  # what a network sees without harm; beyond, rescale
+BANDWIDTH_VOX = 3.5  # the largest core's radius
+
+
+def run(
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    *,
+    settings: TrainSettings,
+    work: str,
+) -> None:
+    """Train until done and write curves and models.
+
+    Input `densities` (folder). Outputs `curves` (JSON lines), `picture` (PNG), and `localizer`,
+    `classifier` (card.yaml of the models the task makes). `work` keeps the checkpoints.
+    """
+    device = choose_device(settings.device)
+    rank, processes = distributed.begin(device.type)
+    torch.manual_seed(settings.seed)
+    classes = tuple(settings.classes) or SHREC_CLASSES
+    densities = [load_density(Path(inputs["densities"]), name) for name in classes]
+    source = _source(settings, densities, Path(inputs["densities"]))
+    precision = choose_precision(settings.precision, device)
+    network = _network(settings, len(classes)).to(device)
+    if device.type == "cpu":
+        network.convolve = cpu_convolve
+    options = MSDNetRecipeOptions(
+        **_shared(settings, MSDNetRecipeOptions), device=str(device), rank=rank,
+        processes=processes, precision=_name(precision),
+    )  # fmt: skip
+    recipe = MSDNetRecipe(source, [d.effective_radius_vox for d in densities], options)
+    trainer = Trainer(network, recipe, TrainOptions(**_shared(settings, TrainOptions)), Path(work))
+    trainer.run()
+    if not distributed.is_first():
+        return
+    rows = (Path(work) / "curves.jsonl").read_text()
+    write_text(Path(outputs["curves"]), rows)
+    with atomic_path(Path(outputs["picture"])) as partial:
+        draw_curves([json.loads(r) for r in rows.splitlines()], partial)
+    _write_models(trainer, settings, classes, outputs, source)
+
+
+def _name(dtype: torch.dtype) -> Any:
+    return str(dtype).removeprefix("torch.")
+
+
+def _shared(settings: TrainSettings, kind: type[Any]) -> dict[str, Any]:
+    """The settings that an options class has under the same name, but for what the device sets."""
+    chosen = {"device", "precision"}
+    return {
+        key: value for key, value in settings.model_dump().items()
+        if key in kind.__dataclass_fields__ and key not in chosen
+    }  # fmt: skip
+
+
+def _source(settings: TrainSettings, densities: list[Density], folder: Path) -> Source:
+    names = [d.name for d in densities]
+    if settings.source == "simulator":
+        return SimulatedSource(folder, names, shape_zyx=settings.shape_zyx, seed=settings.seed)
+    return FolderSource(
+        [Path(f) for f in settings.folders], [Path(f) for f in settings.validation_folders],
+        names, [d.radius_vox for d in densities], seed=settings.seed,
+    )  # fmt: skip
+
+
+def _network(settings: TrainSettings, structures: int) -> MSDNet:
+    outputs = {"localizer": 2, "classifier": structures + 1, "joint": structures + 3}
+    network = MSDNet(classes=outputs[settings.task], **settings.shape.model_dump())
+    if settings.init_from:
+        _take_over(network, Path(settings.init_from))
+    return network
+
+
+def _take_over(network: MSDNet, folder: Path) -> None:
+    """Start from another model: every tensor of the same name and shape."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise InputError(
+            path, expected="weights to start from", found="no such file",
+            remedy="correct train.init_from, or leave it empty",
+        )  # fmt: skip
+    own, given = network.state_dict(), load_file(path)
+    taken = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    if not taken:
+        raise InputError(
+            path, expected="at least one layer of the same shape", found="none",
+            remedy="set train.shape as in the other model's card",
+        )  # fmt: skip
+    network.load_state_dict({**own, **taken})
+    log.info("%d of %d tensors taken over from %s", len(taken), len(own), folder)
+
+
+def _write_models(
+    trainer: Trainer,
+    settings: TrainSettings,
+    classes: tuple[str, ...],
+    outputs: Mapping[str, Any],
+    source: Source,
+) -> None:
+    rows = [json.loads(r) for r in (trainer.folder / "curves.jsonl").read_text().splitlines()]
+    best = next(r for r in rows if r["epoch"] == trainer.best_epoch)
+    state = trainer.best_weights()
+    parts: list[Part] = ["localizer", "classifier"]
+    for part in parts if settings.task == "joint" else [settings.task]:
+        own = split_joint(state, part) if settings.task == "joint" else state  # type: ignore[arg-type]
+        card = make_card(part, settings, classes, best)  # type: ignore[arg-type]
+        if part == "localizer":
+            card = _with_threshold(card, own, settings, source)
+        save_model(Path(outputs[part]).parent, card, own)
+        log.info("wrote %s", Path(outputs[part]).parent)
+
+
+def _with_threshold(
+    card: ModelCard, state: Mapping[str, Tensor], settings: TrainSettings, source: Source
+) -> ModelCard:
+    network = MSDNet(**card.parameters)
+    network.load_state_dict(dict(state))
+    chosen = choose_threshold(
+        network, source.validation(settings.validation_volumes), bandwidth_vox=BANDWIDTH_VOX
+    )
+    return card.model_copy(
+        update={"threshold": chosen.threshold, "metrics": {**card.metrics, **chosen.figures}}
+    )
+
+
+def make_card(
+    part: Part, settings: TrainSettings, classes: tuple[str, ...], best: Mapping[str, float]
+) -> ModelCard:
+    """Card of a model of this training; hash and parameter count follow when it is saved."""
+    names = [BACKGROUND, *(classes if part == "classifier" else ("particle",))]
+    parameters = {"classes": len(names), **settings.shape.model_dump()}
+    network = MSDNet(**parameters)
+    own: dict[str, Any] = (
+        {"threshold": 0.5, "bandwidth_vox": BANDWIDTH_VOX}
+        if part == "localizer"
+        else {"box_vox": settings.box_vox}
+    )
+    figures = {k: round(float(v), 5) for k, v in best.items() if k.startswith("val_")}
+    return ModelCard(
+        name=f"{settings.name}-{part}",
+        description=_DESCRIPTIONS[part],
+        network=settings.network, parameters=parameters, role=part, classes=names,
+        voxel_size_angstrom=VOXEL_SIZE_ANGSTROM,
+        voxel_size_range_angstrom=VOXEL_SIZE_RANGE_ANGSTROM,
+        receptive_field_vox=network.receptive_field_vox,
+        n_parameters=sum(p.numel() for p in network.parameters()),
+        training=settings.model_dump(mode="json") | {"best_epoch": int(best["epoch"])},
+        metrics={"validation": figures}, **own,
+    )  # fmt: skip
+
+
+_DESCRIPTIONS: dict[str, str] = {
+    "localizer": "MSDNet that marks the core of every particle, whatever its class. Trained on "
+    "simulated tomograms of cytosolic complexes at 10 A a voxel.",
+    "classifier": "MSDNet that names the structure of every voxel of a subtomogram. Trained on "
+    "simulated tomograms of the twelve SHREC structures at 10 A a voxel.",
+}

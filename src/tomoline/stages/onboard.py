@@ -227,6 +227,14 @@ def _find_files(work: _Work) -> tuple[list[Path], list[Path]]:
                 skipped.append(file)
             else:
                 found[file] = None
+    for file in found:
+        if not str(file).isprintable():
+            raise InputError(
+                repr(str(file)),
+                expected="a path that fits in a line of the sheet",
+                found="a tab, line break or other control character in it",
+                remedy="rename the file or folder, or leave it out with --pattern",
+            )
     if not found:
         raise InputError(
             ", ".join(map(str, work.request.paths)),

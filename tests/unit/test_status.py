@@ -1,0 +1,221 @@
+"""Status of a fabricated results tree, by files alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tomoline.contracts import STAGES
+from tomoline.errors import InputError
+from tomoline.io.sheet import SheetRow, write_dataset, write_sheet
+from tomoline.log import job_log
+from tomoline.settings import DatasetSettings
+from tomoline.stages.status import (
+    collect_status,
+    format_status,
+    last_error,
+    status_json,
+)
+
+LONG_AGO = 1_000_000_000.0
+EXPORTS = ("relion5.star", "relion4.star", "particles.csv")
+
+
+class Tree:
+    """A project folder with one dataset; files get rising times, one second apart."""
+
+    def __init__(self, root: Path, *tomograms: str, **changes: str) -> None:
+        self.root = root
+        self.time = LONG_AGO
+        rows = [
+            SheetRow(tomogram=name, path=f"/data/{name}.mrc", use="yes", verdict="ok")
+            for name in tomograms
+        ]
+        rows = [row.model_copy(update=changes) for row in rows]
+        write_dataset(root / "config/datasets/d.yaml", DatasetSettings(name="d", sheet="d.tsv"))
+        write_sheet(root / "config/datasets/d.tsv", rows)
+
+    def add(self, tomogram: str, *names: str, text: str = "") -> None:
+        for name in names:
+            path = self.root / "results/d" / tomogram / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            self.time += 1
+            os.utime(path, (self.time, self.time))
+
+    def log(self, tomogram: str, stage: str, error: str | None = None) -> None:
+        path = self.root / f"results/d/{tomogram}/logs/{stage}.log"
+        try:
+            with job_log(path) as log:
+                log.info("began")
+                if error is not None:
+                    raise InputError("file.mrc", expected="x", found=error, remedy="y")
+        except InputError:
+            pass
+        self.time += 1
+        os.utime(path, (self.time, self.time))
+
+    def states(self, tomogram: str, *, now: float | None = None) -> dict[str, str]:
+        (dataset,) = collect_status(self.root, now=now or self.time + 1e6)
+        (row,) = [row for row in dataset.tomograms if row.tomogram == tomogram]
+        return {name: stage.state for name, stage in row.stages.items()}
+
+    def reason(self, tomogram: str, stage: str) -> str:
+        (dataset,) = collect_status(self.root, now=self.time + 1e6)
+        (row,) = [row for row in dataset.tomograms if row.tomogram == tomogram]
+        return row.stages[stage].reason
+
+
+def test_nothing_begun_is_to_do(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a")
+    assert set(tree.states("a").values()) == {"to do", "-"}
+
+
+def test_finished_although_intermediates_have_gone(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a")
+    for stage in STAGES:
+        tree.log("a", stage)
+    tree.add("a", "prepared.json", "candidates.csv")
+    tree.add("a", "particles.csv", text="status,score\naccepted,1\nrejected,0\naccepted,1\n")
+    tree.add("a", *(f"export/{name}" for name in EXPORTS))
+    states = tree.states("a")
+    assert {states[stage] for stage in STAGES} == {"done"}
+    (dataset,) = collect_status(tmp_path)
+    assert dataset.tomograms[0].summary == "finished"
+    assert dataset.tomograms[0].particles == 2
+    assert dataset.counts == {"tomograms": 1, "finished": 1, "particles": 2}
+
+
+def test_one_of_three_exports_is_not_all(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a")
+    tree.add("a", "particles.csv", "export/relion5.star")
+    assert tree.states("a")["export"] == "to do"
+    (tmp_path / "config/config.yaml").write_text("export: {dialects: [relion5]}\n")
+    assert tree.states("a")["export"] == "done"
+
+
+def test_failure_has_the_last_error_as_its_reason(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a", "b")
+    tree.log("a", "prepare", error="a truncated file")
+    tree.add("b", "prepared.json", "plan.json")
+    states = tree.states("a")
+    assert (states["prepare"], states["tile"]) == ("failed", "to do")
+    assert tree.reason("a", "prepare") == (
+        "InputError: file.mrc: expected x; found a truncated file. Remedy: y"
+    )
+    assert tree.states("b")["tile"] == "done"
+    text = format_status(collect_status(tmp_path, now=tree.time + 1e6))
+    assert "a: prepare failed: InputError: file.mrc" in text
+    assert "2 tomograms: 1 failed, 1 to do, 0 accepted particles" in text
+
+
+def test_failure_after_an_older_success_counts_and_before_it_does_not(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a", "b")
+    tree.add("a", "particles.csv")
+    tree.log("a", "merge", error="new")
+    tree.log("b", "merge", error="old")
+    tree.add("b", "particles.csv")
+    assert tree.states("a")["merge"] == "failed"
+    assert tree.states("b")["merge"] == "done"
+
+
+def test_output_that_is_there_outweighs_the_log(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a")
+    tree.add("a", "candidates.csv")
+    tree.log("a", "cluster", error="whatever")
+    assert tree.states("a")["cluster"] == "done"
+
+
+def test_shards_count_one_by_one(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a")
+    tree.add("a", "prepared.json", "plan.json", "segment/1-of-2.h5")
+    assert tree.states("a")["segment"] == "to do"
+    tree.log("a", "segment_2-of-2", error="out of memory")
+    assert tree.states("a")["segment"] == "failed"
+    assert "out of memory" in tree.reason("a", "segment")
+    tree.add("a", "segment/2-of-2.h5")
+    assert tree.states("a")["segment"] == "done"
+
+
+def test_running_needs_a_lock_or_a_recent_log(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a")
+    tree.add("a", "prepared.json")
+    tree.log("a", "tile")
+    assert tree.states("a", now=tree.time + 5)["tile"] == "running"
+    assert tree.states("a", now=tree.time + 1e6)["tile"] == "interrupted"
+    (tmp_path / ".snakemake/locks").mkdir(parents=True)
+    (tmp_path / ".snakemake/locks/0.output.lock").write_text("")
+    assert tree.states("a", now=tree.time + 1e6)["tile"] == "running"
+
+
+def test_evaluation_is_shown_where_there_is_truth(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a", truth="t.csv")
+    tree.add("a", "particles.csv", *(f"export/{name}" for name in EXPORTS))
+    assert tree.states("a")["evaluate"] == "to do"
+    assert collect_status(tmp_path)[0].tomograms[0].summary == "to do"
+    tree.add("a", "evaluation.json")
+    assert tree.states("a")["evaluate"] == "done"
+    assert collect_status(tmp_path)[0].tomograms[0].summary == "finished"
+
+
+@pytest.mark.parametrize("changes", [{"use": "no"}, {"verdict": "refused"}])
+def test_rows_that_are_not_run_say_why(tmp_path: Path, changes: dict[str, str]) -> None:
+    Tree(tmp_path, "a", reason="truncated", **changes)
+    (dataset,) = collect_status(tmp_path)
+    assert dataset.tomograms[0].stages == {}
+    assert dataset.tomograms[0].summary in ("unused", "refused")
+    assert "truncated" in format_status([dataset])
+
+
+def test_results_without_a_row_are_named(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a")
+    tree.log("gone", "prepare")
+    tree.log("a", "prepare")
+    (tmp_path / "results/d/report").mkdir()
+    assert collect_status(tmp_path)[0].left_over == ("gone",)
+
+
+def test_a_dataset_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
+    Tree(tmp_path, "a")
+    (tmp_path / "config/datasets/broken.yaml").write_text("name: [")
+    datasets = {dataset.name: dataset for dataset in collect_status(tmp_path)}
+    assert datasets["d"].problem == ""
+    assert "YAML" in datasets["broken"].problem
+    assert "cannot be read" in format_status(list(datasets.values()))
+    with pytest.raises(InputError):
+        collect_status(tmp_path, dataset="broken")
+    with pytest.raises(InputError, match="there are: broken, d"):
+        collect_status(tmp_path, dataset="nobody")
+
+
+def test_no_dataset_points_to_the_next_step(tmp_path: Path) -> None:
+    assert "tomoline onboard" in format_status(collect_status(tmp_path))
+
+
+def test_json_holds_the_same(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a")
+    tree.log("a", "prepare", error="bad")
+    (dataset,) = json.loads(status_json(collect_status(tmp_path)))["datasets"]
+    (row,) = dataset["tomograms"]
+    assert row["summary"] == "failed"
+    assert row["stages"]["prepare"]["state"] == "failed"
+    assert dataset["counts"]["failed"] == 1
+
+
+def test_last_error_of_long_and_odd_logs(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    stamp = "2026-01-02 03:04:05,678"
+    log.write_text(
+        f"{stamp} INFO    tomoline: x\n" * 5000
+        + f"{stamp} ERROR   tomoline: ToolError: trimvol:\nPIP: no input\n\n"
+    )
+    assert last_error(log) == "ToolError: trimvol: PIP: no input"
+    log.write_text(f"{stamp} ERROR   tomoline: a\n{stamp} INFO    tomoline: went on\n")
+    assert last_error(log) is None
+    log.write_bytes(b"\xff\xfe")
+    assert last_error(log) is None
+    log.write_text("")
+    assert last_error(log) is None

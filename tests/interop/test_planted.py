@@ -61,9 +61,7 @@ def planted(shape: tuple[int, int, int], binning: float) -> pd.DataFrame:
     return table
 
 
-def tomogram(
-    shape: tuple[int, int, int], binning: float, **dataset: object
-) -> TomogramParticles:
+def tomogram(shape: tuple[int, int, int], binning: float, **dataset: object) -> TomogramParticles:
     settings = DatasetSettings.model_validate(
         {"name": "d", "sheet": "d.tsv", "tilt_series_pixel_size_angstrom": PIXEL} | dataset
     )

@@ -1,0 +1,227 @@
+"""Exporters through their stages: files, filters, refusals."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import starfile
+
+from tomoline.contracts import VolumeTransform
+from tomoline.errors import InputError
+from tomoline.export.registry import DIALECTS, dialect
+from tomoline.io.tables import read_particles, write_particles
+from tomoline.settings import ExportSettings
+from tomoline.stages import combine, export
+
+DATASET = {"name": "d", "sheet": "d.tsv", "tilt_series_pixel_size_angstrom": 2.5}
+CLASSES = ("1bxn", "4v94")
+
+
+def make(folder: Path, name: str, rows: list[tuple]) -> dict[str, str]:
+    """Write a tomogram's particles.csv and prepared.json; rows of (id, class, score)."""
+    folder = folder / name
+    table = pd.DataFrame(
+        [
+            {
+                "tomogram": name, "particle_id": n, "z_vox": 1.0 * n, "y_vox": 2.0, "x_vox": 3.0,
+                "voxel_size_angstrom": 10.0, "tomogram_nz": 20, "tomogram_ny": 30,
+                "tomogram_nx": 40, "binning": 4.0,
+                "status": "accepted" if kind else "rejected", "reason": "" if kind else "small",
+                "score": score, "size_vox": 9, "class": kind, "vote_share": 0.5, "margin": 0.25,
+            } | {f"p_{c}": 0.5 for c in CLASSES}
+            for n, kind, score in rows
+        ],
+        columns=[
+            "tomogram", "particle_id", "z_vox", "y_vox", "x_vox", "voxel_size_angstrom",
+            "tomogram_nz", "tomogram_ny", "tomogram_nx", "binning", "status", "reason", "score",
+            "size_vox", "class", "vote_share", "margin", *(f"p_{c}" for c in CLASSES),
+        ],
+    )  # fmt: skip
+    write_particles(folder / "particles.csv", table)
+    VolumeTransform(
+        source=f"{name}.mrc", file_shape=(20, 30, 40), given_shape_zyx=(20, 30, 40),
+        prepared_shape_zyx=(20, 30, 40), given_voxel_size_angstrom=10.0,
+        prepared_voxel_size_angstrom=10.0, scale_zyx=(1.0, 1.0, 1.0),
+    ).save(folder / "prepared.json")  # fmt: skip
+    return {"particles": f"{folder}/particles.csv", "transform": f"{folder}/prepared.json"}
+
+
+ROWS = [(1, "4v94", 0.9), (2, "", 0.8), (4, "1bxn", 0.4)]
+
+
+def one(tmp_path: Path, name: str = "relion5", rows: list | None = None, **settings) -> Path:
+    inputs = make(tmp_path, "t1", ROWS if rows is None else rows)
+    path = tmp_path / "t1" / "export" / DIALECTS[name].file_name
+    export.run(
+        inputs, {"exported": path}, settings=ExportSettings(**settings), dialect=name,
+        dataset=DATASET, tilt_series="TS_1",
+    )  # fmt: skip
+    return path
+
+
+def test_relion5_file_is_exactly_this(tmp_path: Path) -> None:
+    """x = 3 voxels = 12 pixels; size 160 pixels, centre 79: (12 - 79) * 2.5 A = -167.5 A."""
+    assert one(tmp_path).read_text() == (
+        "# version 50001\n\ndata_particles\n\nloop_\n_rlnTomoName #1\n"
+        "_rlnCenteredCoordinateXAngst #2\n_rlnCenteredCoordinateYAngst #3\n"
+        "_rlnCenteredCoordinateZAngst #4\n_rlnTomoParticleName #5\n_rlnOpticsGroup #6\n"
+        "_rlnClassNumber #7\n_rlnAutopickFigureOfMerit #8\n_tomolineClassName #9\n"
+        "TS_1 -167.500000 -127.500000 -87.500000 TS_1/1 1 2 0.900000 4v94\n"
+        "TS_1 -167.500000 -127.500000 -57.500000 TS_1/4 1 1 0.400000 1bxn\n"
+        "\n\ndata_optics\n\nloop_\n_rlnOpticsGroup #1\n_rlnOpticsGroupName #2\n_rlnVoltage #3\n"
+        "_rlnSphericalAberration #4\n_rlnAmplitudeContrast #5\n_rlnTomoTiltSeriesPixelSize #6\n"
+        "1 opticsGroup1 300.000000 2.700000 0.100000 2.500000\n\n"
+    )
+
+
+def test_particles_come_first_for_the_importer(tmp_path: Path) -> None:
+    """relion_tomo_import_coordinates reads the first block of a file, whatever its name."""
+    for name in ("relion5", "relion4"):
+        assert next(iter(starfile.read(one(tmp_path, name), always_dict=True))) == "particles"
+
+
+def test_relion4_coordinates_are_unbinned_from_the_corner(tmp_path: Path) -> None:
+    table = starfile.read(one(tmp_path, "relion4"), always_dict=True)["particles"]
+    names = [f"rlnCoordinate{axis}" for axis in "XYZ"]
+    assert table[names].to_numpy().tolist() == [[12, 8, 4], [12, 8, 16]]
+
+
+def test_csv_is_the_canonical_table(tmp_path: Path) -> None:
+    table = read_particles(one(tmp_path, "csv"))
+    assert list(table["particle_id"]) == [1, 4]
+    assert list(table["class"]) == ["4v94", "1bxn"]
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize(
+    ("settings", "left"),
+    [({}, 2), ({"min_score": 0.5}, 1), ({"min_score": 0.9}, 1), ({"classes": ["1bxn"]}, 1),
+     ({"classes": ["1bxn"], "min_score": 0.5}, 0)],
+)  # fmt: skip
+def test_filters(name: str, settings: dict, left: int, tmp_path: Path) -> None:
+    path = one(tmp_path, name, **settings)
+    if name == "csv":
+        assert len(pd.read_csv(path)) == left
+    else:
+        assert len(starfile.read(path, always_dict=True)["particles"]) == left
+
+
+def test_unknown_names_list_the_known(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="relion5, relion4, csv"):
+        dialect("relion6")
+    with pytest.raises(InputError, match="1bxn, 4v94"):
+        one(tmp_path, classes=["4V94"])
+    with pytest.raises(InputError, match="1bxn, 4v94"):
+        one(tmp_path, rows=[], classes=["ribosome"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tilt_series_pixel_size_angstrom": 12.0}, "at most the tomogram's voxel size"),
+        ({"unbinned_size_xyz": [40, 30, 20]}, "unbinned_size_xyz"),
+    ],
+)
+def test_geometry_that_cannot_be_is_refused(change: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        export.run(
+            make(tmp_path, "t1", ROWS), {"exported": tmp_path / "x.star"},
+            settings=ExportSettings(), dialect="relion5", dataset=DATASET | change,
+            tilt_series="TS_1",
+        )  # fmt: skip
+    assert not (tmp_path / "x.star").exists()
+
+
+def run_combine(tmp_path: Path, name: str, tables: dict[str, list], **settings) -> Path:
+    made = [make(tmp_path, tomogram, rows) for tomogram, rows in tables.items()]
+    folder = tmp_path / "export" / name
+    combine.run(
+        {
+            "particles": [one["particles"] for one in made],
+            "transforms": [one["transform"] for one in made],
+            "exported": [str(tmp_path / t / "relion5.star") for t in tables],
+        },
+        {"combined": folder / DIALECTS[name].combined_name},
+        settings=ExportSettings(**settings), dialect=name, dataset=DATASET,
+        tilt_series=[f"TS_{tomogram}" for tomogram in tables],
+    )  # fmt: skip
+    return folder
+
+
+TABLES = {"a": ROWS, "b": [], "c": [(1, "1bxn", 0.7)]}
+
+
+def test_combined_relion5(tmp_path: Path) -> None:
+    folder = run_combine(tmp_path, "relion5", TABLES)
+    blocks = starfile.read(folder / "particles.star", always_dict=True)
+    particles = blocks["particles"]
+    assert list(particles["rlnTomoName"]) == ["TS_a", "TS_a", "TS_c"]
+    assert list(particles["rlnTomoParticleName"]) == ["TS_a/1", "TS_a/4", "TS_c/1"]
+    assert list(particles["rlnClassNumber"]) == [2, 1, 1]
+    assert len(blocks["optics"]) == 1
+    by_class = starfile.read(folder / "1bxn.star", always_dict=True)["particles"]
+    assert list(by_class["rlnTomoParticleName"]) == ["TS_a/4", "TS_c/1"]
+    assert len(starfile.read(folder / "4v94.star", always_dict=True)["particles"]) == 1
+
+
+def test_import_list_names_the_files_that_have_particles(tmp_path: Path) -> None:
+    folder = run_combine(tmp_path, "relion5", TABLES)
+    listing = starfile.read(folder / "import.star", always_dict=True)["particles"]
+    assert list(listing.columns) == ["rlnTomoName", "rlnTomoImportParticleFile"]
+    assert list(listing["rlnTomoName"]) == ["TS_a", "TS_c"]
+    assert list(listing["rlnTomoImportParticleFile"]) == [
+        str(tmp_path.resolve() / name / "relion5.star") for name in ("a", "c")
+    ]
+
+
+def test_class_files_of_earlier_settings_go(tmp_path: Path) -> None:
+    folder = run_combine(tmp_path, "relion5", TABLES)
+    run_combine(tmp_path, "relion5", TABLES, classes=["1bxn"])
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "1bxn.star",
+        "import.star",
+        "particles.star",
+    ]
+
+
+def test_combined_relion4_and_csv(tmp_path: Path) -> None:
+    folder = run_combine(tmp_path, "relion4", TABLES)
+    assert len(starfile.read(folder / "particles.star", always_dict=True)["particles"]) == 3
+    table = read_particles(run_combine(tmp_path, "csv", TABLES) / "particles.csv")
+    assert list(table["tomogram"]) == ["a", "a", "c"]
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_a_dataset_without_particles(name: str, tmp_path: Path) -> None:
+    folder = run_combine(tmp_path, name, {"a": [], "b": [(1, "", 0.1)]})
+    for path in folder.iterdir():
+        if path.suffix == ".csv":
+            assert len(pd.read_csv(path)) == 0
+        else:
+            assert len(starfile.read(path, always_dict=True)["particles"]) == 0
+
+
+def test_pixel_sizes_get_optics_groups_of_their_own(tmp_path: Path) -> None:
+    made = [make(tmp_path, name, [(1, "1bxn", 0.7)]) for name in ("a", "b")]
+    other = Path(made[1]["transform"])
+    raw = json.loads(other.read_text())
+    other.write_text(json.dumps(raw | {"given_voxel_size_angstrom": 12.0}))
+    combine.run(
+        {"particles": [m["particles"] for m in made], "transforms": [m["transform"] for m in made]},
+        {"combined": tmp_path / "out" / "particles.star"}, settings=ExportSettings(),
+        dialect="relion5", dataset={"name": "d", "sheet": "d.tsv"}, tilt_series=["a", "b"],
+    )  # fmt: skip
+    blocks = starfile.read(tmp_path / "out" / "particles.star", always_dict=True)
+    assert list(blocks["optics"]["rlnTomoTiltSeriesPixelSize"]) == [10, 12]
+    assert list(blocks["particles"]["rlnOpticsGroup"]) == [1, 2]
+
+
+def test_two_tomograms_of_one_tilt_series_are_refused(tmp_path: Path) -> None:
+    made = make(tmp_path, "a", ROWS)
+    with pytest.raises(InputError, match="TS more than once"):
+        combine.run(
+            {"particles": [made["particles"]] * 2, "transforms": [made["transform"]] * 2},
+            {"combined": tmp_path / "out" / "particles.star"}, settings=ExportSettings(),
+            dialect="relion5", dataset=DATASET, tilt_series=["TS", "TS"],
+        )  # fmt: skip

@@ -355,6 +355,10 @@ def test_impossible_sizes(tmp_path: Path, size: int) -> None:
     refused(make(tmp_path, put(4, size)))
 
 
+def test_a_stack_of_volumes(tmp_path: Path) -> None:
+    refused(make(tmp_path, put(88, 401), put(36, 1)), "stack of 3 volumes")
+
+
 def test_impossible_axis_order(tmp_path: Path) -> None:
     refused(make(tmp_path, put(64, 1, 1, 3)), "1 1 3")
 

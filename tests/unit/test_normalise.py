@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tomoline.ops import normalise as module
-from tomoline.ops.normalise import clipped_share, normalise, repair, robust_scale
+from tomoline.ops.normalise import apply_scale, clipped_share, normalise, repair, robust_scale
 
 # A normal distribution cut at its 0.5 and 99.5 percentiles has this SD.
 CUT_NORMAL_SD = 0.9600
@@ -41,6 +41,13 @@ def test_outliers_do_not_move_the_scale_and_are_clipped(noise: np.ndarray) -> No
 
 def test_invert_changes_the_sign_only(noise: np.ndarray) -> None:
     np.testing.assert_array_equal(normalise(noise, invert=True), -normalise(noise))
+
+
+def test_in_place_is_the_same(noise: np.ndarray) -> None:
+    own = noise.copy()
+    result = apply_scale(own, robust_scale(own), out=own)
+    assert result is own
+    np.testing.assert_array_equal(own, normalise(noise))
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.uint16, np.float16, np.float64])

@@ -123,6 +123,7 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
     fields, order, warnings = _byte_order(file, raw, found)
     warnings += _check_identifier(file, raw, fields, found)
     _check_mode(file, fields)
+    _check_single(file, fields)
     expected = _expected_bytes(fields)
     if found < expected:
         raise InputError(
@@ -401,6 +402,18 @@ def _check_mode(file: Path, fields: NDArray[Any]) -> None:
         found=REFUSED_MODES.get(mode, f"mode {mode}"),
         remedy=remedy,
     )
+
+
+def _check_single(file: Path, fields: NDArray[Any]) -> None:
+    """Refuse MRC2014 stacks of volumes (space groups from 401 on, mz sections each)."""
+    mz, nz = int(fields["mz"]), int(fields["nz"])
+    if int(fields["ispg"]) > 400 and 0 < mz < nz:
+        raise InputError(
+            file,
+            expected="one volume",
+            found=f"a stack of {nz // mz} volumes (space group {int(fields['ispg'])})",
+            remedy="write each volume to a file of its own",
+        )
 
 
 def _expected_bytes(fields: NDArray[Any]) -> int:

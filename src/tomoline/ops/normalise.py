@@ -70,10 +70,20 @@ def normalise(volume: Volume, *, invert: bool = False) -> NDArray[np.float32]:
     return apply_scale(volume, scale, invert=invert)
 
 
-def apply_scale(volume: Volume, scale: Scale, *, invert: bool = False) -> NDArray[np.float32]:
-    """Return `(volume - mean) / sd` clipped to +-10 as float32; see `normalise`."""
-    out = np.zeros(volume.shape, np.float32)
+def apply_scale(
+    volume: Volume,
+    scale: Scale,
+    *,
+    invert: bool = False,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """Return `(volume - mean) / sd` clipped to +-10 as float32; see `normalise`.
+
+    `out` takes the result; it may be `volume` itself where that is no longer needed.
+    """
+    out = np.empty(volume.shape, np.float32) if out is None else out
     if scale.sd <= 0:
+        out.fill(0)
         return out
     factor = (-1.0 if invert else 1.0) / scale.sd
     for part in blocks(volume):

@@ -57,9 +57,13 @@ class _Given:
 
 @dataclass(frozen=True, kw_only=True)
 class _Scaled:
-    """The volume (zyx) at the model's voxel size: `given = scaled * scale_zyx + offset_zyx`."""
+    """The volume (zyx) at the model's voxel size: `given = scaled * scale_zyx + offset_zyx`.
+
+    `is_own` says that it is a float32 array of ours, which may be overwritten.
+    """
 
     volume: NDArray[Any]
+    is_own: bool
     scale_zyx: tuple[float, float, float]
     offset_zyx: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
@@ -101,15 +105,9 @@ def run(
     else:
         scaled = _native_route(given, scale)
     contrast = str(dataset.get("contrast") or "dark")
-    grey = robust_scale(scaled.volume)
-    if grey.sd <= 0:
-        raise InputError(
-            given.header.path,
-            expected="a tomogram with varying grey values",
-            found="99% of its voxels are equal",
-            remedy="reconstruct it again, or leave it out",
-        )
-    prepared = apply_scale(scaled.volume, grey, invert=contrast == "bright")
+    grey = _grey_scale(given, scaled)
+    reuse = scaled.volume if scaled.is_own else None
+    prepared = apply_scale(scaled.volume, grey, invert=contrast == "bright", out=reuse)
     _write(prepared, outputs, _transform(given, scaled, prepared, contrast, figures | _of(grey)))
 
 
@@ -216,6 +214,18 @@ def _figures(given: _Given) -> dict[str, Any]:
     }
 
 
+def _grey_scale(given: _Given, scaled: _Scaled) -> Scale:
+    grey = robust_scale(scaled.volume)
+    if grey.sd <= 0:
+        raise InputError(
+            given.header.path,
+            expected="a tomogram with varying grey values",
+            found="99% of its voxels are equal",
+            remedy="reconstruct it again, or leave it out",
+        )
+    return grey
+
+
 def _of(grey: Scale) -> dict[str, Any]:
     return {"robust_mean": grey.mean, "robust_sd": grey.sd}
 
@@ -241,9 +251,9 @@ def _wanted_scale(given: _Given, settings: PrepareSettings, card: ModelCard) -> 
 def _native_route(given: _Given, scale: float) -> _Scaled:
     volume = to_zyx(given.volume, given.axes)
     if scale == 1.0:
-        return _Scaled(volume=volume, scale_zyx=(1.0, 1.0, 1.0))
+        return _Scaled(volume=volume, is_own=False, scale_zyx=(1.0, 1.0, 1.0))
     rescaled, reached = rescale(volume, scale)
-    return _Scaled(volume=rescaled, scale_zyx=reached)
+    return _Scaled(volume=rescaled, is_own=True, scale_zyx=reached)
 
 
 def _imod_route(given: _Given, scale: float, *, scratch: Path) -> _Scaled:
@@ -274,7 +284,7 @@ def _imod_route(given: _Given, scale: float, *, scratch: Path) -> _Scaled:
         plan = plan_axis(volume.shape[0], scale)
         volume = rescale_axis(volume, plan, 0)
         reached = (plan.scale, *reached[1:])
-    return _Scaled(volume=volume, scale_zyx=reached, offset_zyx=offset)
+    return _Scaled(volume=volume, is_own=True, scale_zyx=reached, offset_zyx=offset)
 
 
 def _transform(
@@ -285,27 +295,13 @@ def _transform(
     figures: Mapping[str, Any],
 ) -> VolumeTransform:
     voxel_size = given.voxel_size_angstrom * float(np.mean(scaled.scale_zyx))
-    depth = prepared.shape[0]
-    skewness = _skewness(prepared)
-    thin = depth * voxel_size < _THIN_ANGSTROM
-    notes = []
-    if thin:
-        notes.append(
-            f"thin: {depth} sections, {depth * voxel_size:.0f} angstrom; particles near its two "
-            "faces are found less surely"
-        )
-    if given.voxel_size_angstrom > _COARSE_RATIO * voxel_size:
-        notes.append(
-            f"its voxels of {given.voxel_size_angstrom:g} angstrom are coarser than the model's "
-            f"{voxel_size:.4g}; detail that the model uses is missing"
-        )
-    if skewness > _BRIGHT_SKEWNESS:
-        notes.append(
-            f"with contrast {contrast} its strongest features are bright, where particles should "
-            "be dark; if it is the wrong way round, change contrast in the dataset's file"
-        )
-    for note in notes:
-        _LOG.warning("%s: %s", given.header.path, note)
+    added = {
+        "clipped_share": clipped_share(prepared),
+        "skewness": _skewness(prepared),
+        "depth_vox": prepared.shape[0],
+        "thin": prepared.shape[0] * voxel_size < _THIN_ANGSTROM,
+    }
+    notes = _notes(given, added, voxel_size, contrast)
     nz, ny, nx = to_zyx(given.volume, given.axes).shape
     pz, py, px = prepared.shape
     return VolumeTransform(
@@ -319,15 +315,35 @@ def _transform(
         offset_zyx=scaled.offset_zyx,
         axes=given.axes,
         contrast=contrast,
-        quality={
-            **figures,
-            "clipped_share": clipped_share(prepared),
-            "skewness": skewness,
-            "depth_vox": depth,
-            "thin": thin,
-        },
+        quality={**figures, **added},
         warnings=(*given.warnings, *notes),
     )
+
+
+def _notes(
+    given: _Given, quality: Mapping[str, Any], voxel_size: float, contrast: str
+) -> list[str]:
+    """Return, and log, what the user should know of the prepared volume."""
+    notes = []
+    depth = quality["depth_vox"]
+    if quality["thin"]:
+        notes.append(
+            f"thin: {depth} sections, {depth * voxel_size:.0f} angstrom; particles near its two "
+            "faces are found less surely"
+        )
+    if given.voxel_size_angstrom > _COARSE_RATIO * voxel_size:
+        notes.append(
+            f"its voxels of {given.voxel_size_angstrom:g} angstrom are coarser than the model's "
+            f"{voxel_size:.4g}; detail that the model uses is missing"
+        )
+    if quality["skewness"] > _BRIGHT_SKEWNESS:
+        notes.append(
+            f"with contrast {contrast} its strongest features are bright, where particles should "
+            "be dark; if it is the wrong way round, change contrast in the dataset's file"
+        )
+    for note in notes:
+        _LOG.warning("%s: %s", given.header.path, note)
+    return notes
 
 
 def _slab(prepared: NDArray[np.float32]) -> NDArray[np.float32]:

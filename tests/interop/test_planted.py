@@ -196,3 +196,14 @@ def test_a_known_unbinned_size_sets_the_centre() -> None:
     geometry = tomogram(shape, 4, unbinned_size_xyz=(4001, 4000, 400)).geometry
     zero = geometry.to_centred_angstrom(np.zeros((1, 3)), centre="cpp") / PIXEL
     np.testing.assert_allclose(zero, [[-200, -2000, -2000.5]])
+
+
+def test_the_users_page_works_its_example_as_the_code_does() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "coordinates.md").read_text(encoding="utf-8")
+    geometry = tomogram((500, 1000, 1000), 4).geometry
+    zyx = np.array([(100, 700, 250.25)])
+    for centre in ("picker", "cpp"):
+        z, y, x = geometry.to_centred_angstrom(zyx, centre=centre)[0]
+        assert f"`{centre}`: times 1.35 A | {x:.2f} | {y:.2f} | {z:.2f} |" in page
+    z, y, x = geometry.to_unbinned(zyx)[0]
+    assert f"(`relion4`) | {x:.0f} | {y:.0f} | {z:.0f} |" in page

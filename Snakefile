@@ -22,3 +22,10 @@ rule all:
     default_target: True
     input:
         targets,
+
+
+onerror:
+    # With keep-going all others have finished by now; what waits for all of them is made of these.
+    from tomoline.stages.summary import refresh
+
+    refresh(RUN)

@@ -327,7 +327,12 @@ class Config(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()
     keep: list[Literal["prepared", "shards", "probability", "mask", "subtomograms", "classes"]] = (
-        Field([], description="Intermediate files to keep; the others go when no longer needed.")
+        Field(
+            ["prepared"],
+            description="Intermediate files to keep; the others go when no longer needed. Without "
+            "`prepared`, a later change of classify, evaluate or report, or a truth that is added, "
+            "computes everything again.",
+        )
     )
     simulate: SimulateSettings = SimulateSettings()
     train: TrainSettings = TrainSettings()

@@ -82,16 +82,18 @@ def test_library_never_mentions_the_workflow_engine_in_code(path: Path) -> None:
     assert not [name for name in names | imports if name.split(".")[0] == "snakemake"]
 
 
-FORBIDDEN = re.compile(
-    r"torch\.load\(|\bpickle\b|allow_pickle=True|shell=True|os\.system\(|\beval\(|\bexec\("
-)
+FORBIDDEN = re.compile(r"\bpickle\b|allow_pickle=True|shell=True|os\.system\(")
 
 
 @pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda p: p.name)
 def test_nothing_that_bad_input_could_abuse(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    found = [m for m in FORBIDDEN.findall(text) if not (m == "eval(" and ".eval(" in text)]
-    assert not found, found
+    assert not FORBIDDEN.findall(text)
+    for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
+        name = ast.unparse(call.func)
+        assert name not in {"eval", "exec", "yaml.load", "yaml.unsafe_load"}, name
+        if name == "torch.load":  # a checkpoint of our own: tensors and plain values only
+            assert "weights_only=True" in ast.unparse(call)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)

@@ -22,5 +22,7 @@ rule evaluate:
         runtime=minutes(20, 1),
     params:
         settings=SETTINGS["evaluate"],
+        dataset=lambda wildcards: RUN.dataset(wildcards.dataset),
+        tilt_series=lambda wildcards: row_of(wildcards).tilt_series,
     script:
         "../scripts/evaluate.py"

@@ -7,5 +7,9 @@ execute(
     inputs=dict(snakemake.input.items()),
     outputs=dict(snakemake.output.items()),
     settings=snakemake.params.settings,
+    params={
+        "dataset": snakemake.params.dataset,
+        "tilt_series": snakemake.params.tilt_series,
+    },
     log=snakemake.log[0],
 )

@@ -177,6 +177,7 @@ def _check_dataset(
             remedy="see the column reason, mend the files and run `tomoline onboard` again, or "
             f"take {name} out of `datasets`",
         )
+    _check_tilt_series(sheet, rows)
     for row in rows:
         if row.tomogram.lower() in RESERVED_NAMES:
             raise InputError(
@@ -187,6 +188,20 @@ def _check_dataset(
             )
         if config.prepare.rescale == "never":
             _check_voxel_size(sheet, dataset, row, cards["localizer"])
+
+
+def _check_tilt_series(sheet: Path, rows: Sequence[SheetRow]) -> None:
+    """RELION and Warp know a tomogram by its tilt series, so each needs its own."""
+    seen: dict[str, str] = {}
+    for row in rows:
+        other = seen.setdefault(row.tilt_series, row.tomogram)
+        if other != row.tomogram or not row.tilt_series:
+            raise InputError(
+                f"{sheet}, tomogram {row.tomogram}",
+                expected="a tilt series of its own",
+                found=f"{row.tilt_series!r}, that of {other}" if row.tilt_series else "none",
+                remedy="change it in the column tilt_series, or set `use` of one to no",
+            )
 
 
 def _check_voxel_size(

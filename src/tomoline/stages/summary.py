@@ -1,0 +1,109 @@
+"""The dataset's files after a run in which some tomograms failed: made of those that finished.
+
+The rules `combine` and `report_dataset` wait for all tomograms, so when one fails they are not
+run. `refresh` then does their work, with their own code, from what is there, and names what
+failed. The next run, when it mends the tomogram, runs the rules themselves again.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from tomoline.errors import TomolineError
+from tomoline.export.registry import dialect as dialect_of
+from tomoline.io.sheet import SheetRow
+from tomoline.log import get_logger, job_log
+from tomoline.stages import combine, report_dataset
+from tomoline.stages.checks import Run
+from tomoline.stages.status import EVALUATE, Pulse, stage_states
+
+log = get_logger(__name__)
+
+# Stages that a tomogram's particles do not need; the empty name is that of no fault.
+_AFTER = ("", EVALUATE)
+_NONE = {"stage": ""}
+
+
+def refresh(run: Run, *, root: str | Path = ".") -> None:
+    """Write every dataset's combined files and page from its finished tomograms.
+
+    Called when a run has ended, so nothing is running. A dataset that cannot be summed up is
+    logged and does not keep the others from it.
+    """
+    for name in run.datasets:
+        folder = Path(root) / "results" / name
+        with job_log(folder / "logs" / "summary.log"):
+            try:
+                _refresh_dataset(run, name, folder)
+            except (TomolineError, OSError) as error:
+                log.error("%s: %s", type(error).__name__, error)
+
+
+def _refresh_dataset(run: Run, name: str, folder: Path) -> None:
+    faults = {row.tomogram: find_fault(run, row, folder) for row in run.rows[name]}
+    failed = [fault for fault in faults.values() if fault is not None]
+    for fault in failed:
+        log.error("%(tomogram)s %(state)s in %(stage)s: %(reason)s", fault)
+    # One that could only not be evaluated has particles like the others.
+    rows = [row for row in run.rows[name] if (faults[row.tomogram] or _NONE)["stage"] in _AFTER]
+    for dialect in run.config.export.dialects if rows else ():
+        _combine(run, name, folder, rows, dialect)
+    finished = [row for row in run.rows[name] if faults[row.tomogram] is None]
+    report_dataset.run(
+        {
+            "particles": [str(folder / row.tomogram / "particles.csv") for row in finished],
+            "cards": [str(path / "card.yaml") for path in run.models.values()],
+        },
+        {"page": folder / "report" / "summary.html", "table": folder / "report" / "summary.csv"},
+        settings=run.config.report,
+        dataset=name,
+        failed=failed,
+        refused=run.listed_only(name),
+        config=run.config.model_dump(mode="json", exclude={"datasets"}),
+    )
+    log.info("%s: %d finished, %d not; the next run does only what is missing",
+             name, len(finished), len(failed))  # fmt: skip
+
+
+def find_fault(run: Run, row: SheetRow, folder: Path) -> dict[str, str] | None:
+    """Say why a tomogram is not finished, once a run has ended; None where it is.
+
+    The result has `tomogram`, `state` (failed, interrupted or to do), `stage` and `reason`.
+    """
+    states = stage_states(
+        folder / row.tomogram,
+        truth=bool(row.truth),
+        exports=[dialect_of(name).file_name for name in run.config.export.dialects],
+        pulse=Pulse(now=math.inf),  # no log is recent
+    )
+    for wanted in ("failed", "interrupted", "to do"):
+        for stage, status in states.items():
+            if status.state == wanted:
+                return {
+                    "tomogram": row.tomogram,
+                    "state": wanted,
+                    "stage": stage,
+                    "reason": status.reason,
+                }
+    return None
+
+
+def _combine(run: Run, name: str, folder: Path, finished: list[SheetRow], dialect: str) -> None:
+    places = [folder / row.tomogram for row in finished]
+    target = folder / "export" / dialect
+    outputs = {"combined": target / dialect_of(dialect).combined_name}
+    if dialect == "relion5":
+        outputs["import_list"] = target / "import.star"
+    combine.run(
+        {
+            "particles": [str(place / "particles.csv") for place in places],
+            "transforms": [str(place / "prepared.json") for place in places],
+            "exported": [str(place / "export" / dialect_of(dialect).file_name) for place in places],
+        },
+        outputs,
+        settings=run.config.export,
+        dialect=dialect,
+        dataset=run.dataset(name),
+        tilt_series=[row.tilt_series for row in finished],
+    )

@@ -1,0 +1,155 @@
+"""A small project as a user has one, with networks whose answer can be calculated."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from tomoline.networks.cards import ModelCard
+from tomoline.networks.msdnet import MSDNet
+from tomoline.networks.weights import save_model
+from tomoline.stages.onboard import Request, onboard
+
+ROOT = Path(__file__).parents[1]
+VOXEL_SIZE = 10.0
+RADIUS = 4.0
+
+
+def save_threshold_network(folder: Path, role: str, classes: Sequence[str]) -> None:
+    """Write a network that sees single voxels: dark ones are of the first class.
+
+    After the preparation particles are negative in units of standard deviations, so the logit
+    `-6 x - 36` of a class passes zero at 6 deviations below the mean.
+    """
+    parameters = {"depth": 1, "width": 1, "max_dilation": 1, "classes": len(classes)}
+    network = MSDNet(in_channels=1, **parameters)
+    state = {key: torch.zeros_like(value) for key, value in network.state_dict().items()}
+    state["last_weight"][1, 0] = -6.0
+    state["last_bias"][1] = -36.0
+    state["last_bias"][2:] = -99.0
+    card = ModelCard(
+        name=folder.name,
+        network="msdnet",
+        parameters=parameters,
+        role=role,
+        classes=list(classes),
+        voxel_size_angstrom=VOXEL_SIZE,
+        voxel_size_range_angstrom=(8.0, 12.0),
+        threshold=0.5 if role == "localizer" else None,
+        bandwidth_vox=RADIUS if role == "localizer" else None,
+        box_vox=16 if role == "classifier" else None,
+        receptive_field_vox=network.receptive_field_vox,
+        n_parameters=1,
+    )
+    save_model(folder, card, state)
+
+
+def balls(centres_zyx: Sequence[Sequence[float]], *, seed: int) -> NDArray[np.float32]:
+    """A volume (40, 48, 56) of weak noise with dark balls."""
+    grid = np.moveaxis(np.indices((40, 48, 56)), 0, -1)
+    volume = np.random.default_rng(seed).normal(0, 0.1, (40, 48, 56))
+    for centre in centres_zyx:
+        volume[np.linalg.norm(grid - centre, axis=-1) <= RADIUS] -= 3.0
+    return volume.astype(np.float32)
+
+
+def write_tomogram(path: Path, volume: NDArray[np.float32]) -> None:
+    """Write an MRC file of the tests' voxel size."""
+    with mrcfile.new(path, overwrite=True) as file:
+        file.set_data(volume)
+        file.voxel_size = VOXEL_SIZE
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with tomograms, a data set and a configuration."""
+
+    folder: Path
+
+    def configure(self, **sections: Any) -> None:
+        """Write config.yaml: the tests' models, and these sections."""
+        base: dict[str, Any] = {"datasets": ["tiny"], "models": {"folder": "models"}}
+        base["evaluate"] = {"dog_picker": False}
+        path = self.folder / "config" / "config.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump({**base, **sections}))
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of this Python's environment in the folder."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        environment.pop("SNAKEMAKE_PROFILE", None)
+        program = Path(sys.executable).with_name(arguments[0])
+        return subprocess.run(
+            [str(program), *arguments[1:]],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the workflow with its own default profile."""
+        profile = ROOT / "profiles" / "default"
+        return self.run(
+            "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2",
+            "--workflow-profile", str(profile), *arguments,
+        )  # fmt: skip
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """Jobs of a dry run: rule and number."""
+        done = self.snakemake("--dry-run", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = (done.stdout + done.stderr).splitlines()
+        starts = [n for n, line in enumerate(lines) if line.startswith("job ")]
+        if not starts:
+            return {}
+        jobs = {}
+        for line in lines[starts[0] + 2 :]:
+            if not line.strip() or line.startswith("total"):
+                break
+            name, count = line.split()
+            jobs[name] = int(count)
+        return jobs
+
+    def file(self, *parts: str) -> Path:
+        """A file below the results of the data set."""
+        return self.folder.joinpath("results", "tiny", *parts)
+
+
+CENTRES = {
+    "one": [(12, 12, 14), (28, 30, 40)],
+    "two": [(20, 20, 20)],
+    "three": [(12, 30, 12), (12, 12, 40), (28, 24, 28)],
+}
+
+
+def make_project(
+    folder: Path, centres: Mapping[str, Sequence[Sequence[float]]] = CENTRES
+) -> Project:
+    """Tomograms with dark balls, onboarded; the one called `one` has a truth."""
+    project = Project(folder)
+    (folder / "tomograms").mkdir(parents=True)
+    for seed, (name, places) in enumerate(centres.items()):
+        write_tomogram(folder / "tomograms" / f"{name}.mrc", balls(places, seed=seed))
+    save_threshold_network(folder / "models" / "msdnet-localizer", "localizer",
+                           ["background", "particle"])  # fmt: skip
+    save_threshold_network(folder / "models" / "msdnet-classifier", "classifier",
+                           ["background", "ball", "cube"])  # fmt: skip
+    project.configure()
+    truth = folder / "tomograms" / "one_particles.csv"
+    rows = [f"{x},{y},{z},ball" for z, y, x in CENTRES["one"]]
+    truth.write_text("\n".join(["x,y,z,cls", *rows]) + "\n")
+    onboard(Request(name="tiny", paths=(folder / "tomograms",)), project=folder)
+    return project

@@ -140,6 +140,7 @@ def onboard_command(arguments: argparse.Namespace) -> int:
         axes=arguments.axes,
         truth=tuple(arguments.truth),
         voxel_range_angstrom=_model_range(arguments.project),
+        rescaled=_section(arguments.project, "prepare").get("rescale") != "never",
     )
     outcome = onboard(request, project=arguments.project)
     run = _next_command(arguments.project, arguments.name)
@@ -241,11 +242,15 @@ def _config(project: Path) -> dict[str, object]:
     return raw if isinstance(raw, dict) else {}
 
 
+def _section(project: Path, name: str) -> dict[str, object]:
+    section = _config(project).get(name)
+    return section if isinstance(section, dict) else {}
+
+
 def _models_folder(project: Path) -> Path:
     from tomoline.settings import ModelsSettings  # noqa: PLC0415
 
-    models = _config(project).get("models")
-    given = models.get("folder") if isinstance(models, dict) else None
+    given = _section(project, "models").get("folder")
     return project / str(given or ModelsSettings().folder)
 
 
@@ -254,8 +259,7 @@ def _model_range(project: Path) -> tuple[float, float] | None:
     from tomoline.networks.cards import CARD, load_card  # noqa: PLC0415
     from tomoline.settings import ModelsSettings  # noqa: PLC0415
 
-    models = _config(project).get("models")
-    given = models.get("localizer") if isinstance(models, dict) else None
+    given = _section(project, "models").get("localizer")
     folder = _models_folder(project) / str(given or ModelsSettings().localizer)
     return load_card(folder).voxel_size_range_angstrom if (folder / CARD).is_file() else None
 

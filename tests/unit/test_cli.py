@@ -121,8 +121,11 @@ def test_onboard_asks_the_models_card(
     tmp_path: Path, tomogram: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["onboard", str(tomogram), "--name", "m", "--project", str(tmp_path)]
-    assert cli.main([*arguments, "--voxel-size", "20"]) == 1
-    assert "the model reads 8 to 12 A" in capsys.readouterr().out
+    assert cli.main([*arguments, "--voxel-size", "20"]) == 0
+    assert "the model reads 8 to 12 A; finer detail" in capsys.readouterr().out
+    (tmp_path / "config/config.yaml").write_text("prepare: {rescale: never}\n")
+    assert cli.main([*arguments, "--voxel-size", "5"]) == 1
+    assert "the model reads 8 to 12 A, and prepare.rescale is never" in capsys.readouterr().out
     assert cli.main([*arguments, "--voxel-size", "11"]) == 0
 
 

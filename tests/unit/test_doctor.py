@@ -101,7 +101,10 @@ def test_imod_and_its_version(tmp_path: Path, programs: Path) -> None:
     assert named(examine(tmp_path), "IMOD").state == "absent"
     for name in IMOD[:-1]:
         program(programs, name)
-    assert "lacks point2model" in named(examine(tmp_path), "IMOD").found
+    missing = named(examine(tmp_path), "IMOD")
+    assert missing.state == "absent"
+    assert "point2model" in missing.found
+    assert "source its IMOD-linux.sh" in missing.remedy
     program(programs, IMOD[-1])
     (programs.parent / "VERSION").write_text("4.11.25\n")
     check = named(examine(tmp_path), "IMOD")

@@ -147,10 +147,16 @@ def test_anisotropic_voxels_are_refused_unless_overridden(
     assert "anisotropic" in row.reason
 
 
-def test_voxel_size_outside_the_models_range_is_refused(project: Path, good: Path) -> None:
+def test_voxel_size_outside_the_models_range_by_what_rescaling_can_do(
+    project: Path, good: Path
+) -> None:
     row = only_row(project, good, voxel_range_angstrom=(2.0, 8.0))
-    assert row.verdict == "refused"
+    assert (row.verdict, row.use) == ("warning", "yes")
     assert "the model reads 2 to 8 A" in row.reason
+    fine = run(project, good, name="fine", voxel_range_angstrom=(12.0, 14.0))
+    assert fine.rows[0].verdict == "ok"  # it is brought to the model's
+    never = run(project, good, name="b", voxel_range_angstrom=(2.0, 8.0), rescaled=False)
+    assert never.rows[0].verdict == "refused"
 
 
 def test_bad_stamp_that_the_size_settles_is_a_warning(

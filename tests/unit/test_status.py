@@ -80,7 +80,7 @@ def test_finished_although_intermediates_have_gone(tmp_path: Path) -> None:
         tree.log("a", stage)
     tree.add("a", "prepared.json", "candidates.csv")
     tree.add("a", "particles.csv", text="status,score\naccepted,1\nrejected,0\naccepted,1\n")
-    tree.add("a", *(f"export/{name}" for name in EXPORTS))
+    tree.add("a", *(f"export/{name}" for name in EXPORTS), "report/tomogram.html")
     states = tree.states("a")
     assert {states[stage] for stage in STAGES} == {"done"}
     (dataset,) = collect_status(tmp_path)
@@ -153,12 +153,20 @@ def test_running_needs_a_lock_or_a_recent_log(tmp_path: Path) -> None:
 
 def test_evaluation_is_shown_where_there_is_truth(tmp_path: Path) -> None:
     tree = Tree(tmp_path, "a", truth="t.csv")
-    tree.add("a", "particles.csv", *(f"export/{name}" for name in EXPORTS))
+    tree.add("a", "particles.csv", *(f"export/{name}" for name in EXPORTS), "report/tomogram.html")
     assert tree.states("a")["evaluate"] == "to do"
     assert collect_status(tmp_path)[0].tomograms[0].summary == "to do"
     tree.add("a", "evaluation.json")
     assert tree.states("a")["evaluate"] == "done"
     assert collect_status(tmp_path)[0].tomograms[0].summary == "finished"
+
+
+def test_failed_report_does_not_hide(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a")
+    tree.add("a", "particles.csv", *(f"export/{name}" for name in EXPORTS))
+    tree.log("a", "report_tomogram", error="no picture")
+    assert tree.states("a")["report"] == "failed"
+    assert "no picture" in tree.reason("a", "report")
 
 
 @pytest.mark.parametrize("changes", [{"use": "no"}, {"verdict": "refused"}])

@@ -25,7 +25,8 @@ from typing import Literal
 import psutil
 import yaml
 
-from tomoline.errors import TomolineError
+from tomoline.errors import TomolineError, ToolError
+from tomoline.io import imod
 from tomoline.networks.cards import verify_weights
 from tomoline.settings import ModelsSettings, validated
 
@@ -47,7 +48,6 @@ _PACKAGES = {
     "matplotlib": "matplotlib",
     "altair": "altair",
 }
-_IMOD_PROGRAMS = ("trimvol", "binvol", "newstack", "point2model")
 # A 256 x 256 x 128 tomogram needs about this much with the shipped networks.
 _LEAST_MEMORY_GIB = 2.0
 _LEAST_DISK_GIB = 5.0
@@ -255,25 +255,16 @@ def _partition(line: str) -> str:
 
 
 def _imod() -> Check:
-    missing = [name for name in _IMOD_PROGRAMS if shutil.which(name) is None]
-    if missing:
-        found = "none" if len(missing) == len(_IMOD_PROGRAMS) else "lacks " + ", ".join(missing)
+    consequence = "`imod: true` and .mod files are refused; the default route needs no IMOD"
+    try:
+        folders = {imod.find(program).parent for program in imod.PROGRAMS}
+        number = ".".join(str(part) for part in imod.version())
+    except ToolError as error:
+        found, _, remedy = str(error).partition(" Remedy: ")
         return Check(
-            name="IMOD",
-            state="absent",
-            found=found,
-            consequence="`imod: true` and .mod files are refused; the default route needs no IMOD",
-            remedy="install IMOD and source its start-up script (IMOD-linux.sh)",
+            name="IMOD", state="absent", found=found, consequence=consequence, remedy=remedy
         )
-    return Check(name="IMOD", state="ok", found=_imod_version())
-
-
-def _imod_version() -> str:
-    folder = os.environ.get("IMOD_DIR") or str(Path(shutil.which("trimvol") or "").parent.parent)
-    version = Path(folder) / "VERSION"
-    if version.is_file():
-        return f"{version.read_text(encoding='utf-8', errors='replace').strip()} ({folder})"
-    return f"version unknown ({folder})"
+    return Check(name="IMOD", state="ok", found=f"{number} ({', '.join(map(str, folders))})")
 
 
 def _processors() -> Check:

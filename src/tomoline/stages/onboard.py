@@ -61,6 +61,7 @@ class Request:
     axes: Literal["auto", "xyz", "xzy"] = "auto"
     truth: tuple[str, ...] = ()
     voxel_range_angstrom: tuple[float, float] | None = None
+    rescaled: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +319,7 @@ def _rows(work: _Work, files: Sequence[Path], old: Mapping[Path, SheetRow]) -> l
         voxel_size_angstrom=work.dataset.voxel_size_angstrom,
         usual_voxel_size_angstrom=_usual_voxel_size(work),
         voxel_range_angstrom=work.request.voxel_range_angstrom,
+        rescaled=work.request.rescaled,
         contrast=work.dataset.contrast,
     )
     # Rows in use hold their names first, so that no newer row ousts an older one.

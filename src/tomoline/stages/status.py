@@ -28,8 +28,8 @@ from tomoline.stages.checks import is_run
 
 State = Literal["done", "failed", "running", "interrupted", "to do", "-"]
 
-EVALUATE = "evaluate"
-COLUMNS = (*STAGES, EVALUATE)
+EVALUATE, REPORT = "evaluate", "report"
+COLUMNS = (*STAGES, EVALUATE, REPORT)
 
 # What proves a stage done, below results/<dataset>/<tomogram>/; segment and export are counted.
 _OUTPUTS: dict[str, tuple[str, ...]] = {
@@ -41,6 +41,7 @@ _OUTPUTS: dict[str, tuple[str, ...]] = {
     "classify": ("classes.h5",),
     "vote": ("particles.csv",),
     EVALUATE: ("evaluation.json",),
+    REPORT: ("report/tomogram.html",),
 }
 _LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d [\d:,.]+ ([A-Z]+)\s+\S+: (.*)$")
 _SHARD = re.compile(r"(\d+)-of-(\d+)")
@@ -204,16 +205,16 @@ def stage_states(
     states: dict[str, StageStatus] = {}
     for number, stage in enumerate(STAGES):
         later = [evidence[name] for name in STAGES[number + 1 :]]
-        if number <= STAGES.index("vote"):  # evaluation follows vote, not export
-            later.append(evidence[EVALUATE])
+        if number <= STAGES.index("vote"):  # these follow vote, not export
+            later += [evidence[EVALUATE], evidence[REPORT]]
         known = [when for when in later if when is not None]
         states[stage] = _one_stage(
             folder, stage, own=evidence[stage], later=max(known, default=None), pulse=pulse
         )
-    if truth:
-        own = evidence[EVALUATE]
-        states[EVALUATE] = _one_stage(folder, EVALUATE, own=own, later=None, pulse=pulse)
-    else:
+    for stage in (EVALUATE, REPORT):
+        own = evidence[stage]
+        states[stage] = _one_stage(folder, stage, own=own, later=None, pulse=pulse)
+    if not truth:
         states[EVALUATE] = StageStatus("-")
     return states
 
@@ -306,6 +307,8 @@ def _newest(paths: Iterable[Path]) -> float:
 
 def _logs(folder: Path, stage: str) -> list[Path]:
     logs = folder / "logs"
+    if stage == REPORT:
+        stage = "report_tomogram"
     return sorted([*logs.glob(f"{stage}.log"), *logs.glob(f"{stage}_*.log")])
 
 

@@ -18,6 +18,7 @@ from scipy import ndimage
 from tomoline.errors import InputError
 from tomoline.io.mrc import MrcHeader, open_volume, read_header, to_zyx
 from tomoline.io.sheet import Verdict
+from tomoline.settings import PrepareSettings
 
 Axes = Literal["xyz", "xzy"]
 Contrast = Literal["dark", "bright"]
@@ -38,7 +39,7 @@ _SMALL_VOX = 80
 _SWAPPED_RATIO = 0.75
 # Seen on real and simulated tomograms: -2.9 to -2.0 dark, +1.1 to +2.6 bright; noise within 0.1.
 _SKEWNESS_LEAST = 0.4
-_MOST_NOT_FINITE = 0.001
+_MOST_NOT_FINITE = PrepareSettings().max_out_of_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +84,14 @@ class Expectations:
     """What the dataset and the model ask of a file.
 
     `voxel_size_angstrom` overrides the header; `usual_voxel_size_angstrom` is what most files of
-    the dataset have; `voxel_range_angstrom` is what the model reads.
+    the dataset have; `voxel_range_angstrom` is what the model reads, `rescaled` whether other
+    sizes are brought to it.
     """
 
     voxel_size_angstrom: float | None = None
     usual_voxel_size_angstrom: float | None = None
     voxel_range_angstrom: tuple[float, float] | None = None
+    rescaled: bool = True
     contrast: Contrast = "dark"
 
 
@@ -260,9 +263,11 @@ def _judge_voxel_size(header: MrcHeader, expected: Expectations) -> tuple[list[s
         warnings.append(f"voxel size {used:g} A, others of the dataset have {usual:g} A")
     if expected.voxel_range_angstrom is not None:
         low, high = expected.voxel_range_angstrom
-        if not low <= used <= high:
-            reason = f"voxel size {used:g} A; the model reads {low:g} to {high:g} A"
-            return [f"{reason}; bin or reconstruct it accordingly"], warnings
+        reason = f"voxel size {used:g} A; the model reads {low:g} to {high:g} A"
+        if not expected.rescaled and not low <= used <= high:
+            return [f"{reason}, and prepare.rescale is never"], warnings
+        if used > high:
+            warnings.append(f"{reason}; finer detail than it has cannot be made by rescaling")
     return [], warnings
 
 

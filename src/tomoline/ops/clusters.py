@@ -294,8 +294,9 @@ def _crops(
         if (span < _BLOCK_VOX).all():
             yield _crop(mask, position, members, 1)
             continue
-        _, block = np.unique(position[members] // _BLOCK_VOX, axis=0, return_inverse=True)
-        for part in _groups(block.ravel()):
+        blocks = tuple(-(-n // _BLOCK_VOX) for n in mask.shape)
+        block = np.ravel_multi_index(tuple((position[members] // _BLOCK_VOX).T), blocks)
+        for part in _groups(block):
             yield _crop(mask, position, members[part], margin)
 
 

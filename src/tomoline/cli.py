@@ -124,6 +124,11 @@ def _onboard_arguments(parser: argparse.ArgumentParser) -> None:
         help="true particles of a tomogram, and its volume of instance ids; may be repeated; "
         "'none' ignores what lies beside the tomograms (default: found by itself)",
     )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="look at every file of the dataset again, as after editing its settings by hand",
+    )
 
 
 @command("onboard", _onboard_arguments)
@@ -139,6 +144,7 @@ def onboard_command(arguments: argparse.Namespace) -> int:
         pattern=arguments.pattern,
         axes=arguments.axes,
         truth=tuple(arguments.truth),
+        again=arguments.again,
         voxel_range_angstrom=_model_range(arguments.project),
         rescaled=_section(arguments.project, "prepare").get("rescale") != "never",
     )

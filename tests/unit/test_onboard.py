@@ -296,6 +296,18 @@ def test_bright_volume_is_told_and_not_turned(project: Path, data: Path) -> None
     assert load_dataset("mine", folder=project / "config/datasets")[0].contrast == "bright"
 
 
+def test_settings_edited_by_hand_are_followed_when_asked(
+    project: Path, data: Path, good: Path
+) -> None:
+    shutil.copy(good, data / "a.mrc")
+    settings = run(project, data).settings_file
+    edited = settings.read_text().replace('contrast: "dark"', "contrast: bright  # mine")
+    settings.write_text(edited)
+    outcome = run(project, data, again=True)
+    assert (outcome.judged_again, outcome.rows[0].verdict) == (("a",), "warning")
+    assert settings.read_text() == edited
+
+
 def test_noise_says_nothing_about_contrast(project: Path, data: Path) -> None:
     noise = np.random.default_rng(3).normal(0, 1, SHAPE).astype(np.float32)
     write_volume(data / "a.mrc", noise, 10.0)

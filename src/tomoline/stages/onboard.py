@@ -51,7 +51,10 @@ GONE = "the file is gone"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user asked for; None leaves the dataset's own value (at first: its default)."""
+    """What the user asked for; None leaves the dataset's own value (at first: its default).
+
+    `again` looks at every file of the dataset again, as after an edit of its settings by hand.
+    """
 
     name: str
     paths: tuple[Path, ...]
@@ -62,6 +65,7 @@ class Request:
     truth: tuple[str, ...] = ()
     voxel_range_angstrom: tuple[float, float] | None = None
     rescaled: bool = True
+    again: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +97,13 @@ class _Work:
     project: Path
     dataset: DatasetSettings
     old: list[SheetRow]
-    settings_changed: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)  # to the settings file
     facts: dict[Path, Facts] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def judge_all(self) -> bool:
+        return bool(self.changes) or self.request.again
 
     @property
     def folder(self) -> Path:
@@ -133,7 +141,7 @@ def onboard(request: Request, *, project: str | Path = ".") -> Outcome:
             remedy="remove one of its rows",
         )
     candidates = dict.fromkeys(files)
-    if work.settings_changed:  # what changed may change any row's verdict
+    if work.judge_all:  # what changed may change any row's verdict
         candidates |= dict.fromkeys(path for path in old if path.exists())
     due = [path for path in candidates if _is_due(work, old.get(path), path)]
     work.facts = {path: _survey(work, old.get(path), path) for path in due}
@@ -201,7 +209,7 @@ def _open(request: Request, project: Path) -> _Work:
     sheet = path.parent / dataset.sheet
     rows = read_sheet(sheet) if sheet.exists() else []
     changes = {key: value for key, value in wanted.items() if getattr(dataset, key) != value}
-    work = _Work(request, project, dataset.model_copy(update=changes), rows, bool(changes))
+    work = _Work(request, project, dataset.model_copy(update=changes), rows, changes)
     work.notes += [
         f"{key}: {getattr(dataset, key)} becomes {value}" for key, value in changes.items()
     ]
@@ -291,7 +299,7 @@ def _differs(row: SheetRow, path: Path) -> bool:
 
 def _is_due(work: _Work, row: SheetRow | None, path: Path) -> bool:
     """Whether a file has to be looked at: new, changed, refused so far, or judged differently."""
-    if row is None or work.settings_changed or row.verdict == "refused":
+    if row is None or work.judge_all or row.verdict == "refused":
         return True
     picture = thumbnail_path(work.project, work.dataset.name, row.tomogram)
     return _differs(row, path) or not picture.exists()
@@ -518,9 +526,8 @@ def _write(work: _Work, rows: Sequence[SheetRow]) -> None:
     settings = work.folder / f"{work.dataset.name}.yaml"
     if not settings.exists():
         write_dataset(settings, work.dataset)
-    elif work.settings_changed:
-        keys = ("voxel_size_angstrom", "contrast")
-        update_dataset(settings, {key: getattr(work.dataset, key) for key in keys})
+    elif work.changes:
+        update_dataset(settings, work.changes)
 
 
 def _table_row(row: SheetRow, dataset: DatasetSettings, *, new: bool) -> list[str]:

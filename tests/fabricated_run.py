@@ -191,6 +191,7 @@ def make_project(root: Path, *, truth=True):
         make_tomogram(results / name, seed=seed, truth=truth, shape=(32, 64, 64), n=24)
         report_tomogram_of(results / name, slices=2)
     make_tomogram(results / "empty_04", n=0, n_rejected=0, shape=(16, 32, 32), truth=False)
+    report_tomogram_of(results / "empty_04", slices=1)
     logs = results / "bad_03" / "logs"
     logs.mkdir(parents=True)
     (logs / "prepare.log").write_text(

@@ -87,7 +87,7 @@ def test_given_place_of_a_slice_is_in_given_voxels(tmp_path) -> None:
     folder = tmp_path / "ds" / "scaled"
     fabricated_run.make_tomogram(folder, shape=(20, 24, 24), n=3, scale=2.0, truth=False)
     _, text = read(fabricated_run.report_tomogram_of(folder, slices=1))
-    assert "z = 10 (z = 20 in the tomogram as given)" in text
+    assert "z = 10 (z = 20 as given)" in text
     assert "Against the truth" not in text
     assert "5 Å" in text and "10 Å (rescaled)" in text
 

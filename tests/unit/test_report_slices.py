@@ -39,14 +39,13 @@ def test_y_runs_upwards() -> None:
     assert top.pixels[0].min() > top.pixels[-1].max()
 
 
-def test_only_picks_near_the_slice_are_drawn() -> None:
-    picks = picks_at((10, 5, 5), (20, 5, 5), (21, 5, 5))
+def test_only_picks_that_the_slice_cuts_are_drawn() -> None:
+    picks = picks_at((13, 5, 5), (14, 5, 5), (26, 5, 5), (27, 5, 5))
     volume = np.zeros((41, 11, 11), np.float32)
     shown = slices.planes(volume, picks, n_slices=1, voxel_size_angstrom=10)
     assert shown[0].index == 20
-    assert shown[0].picked.tolist() == [0, 1, 2]  # 10 voxels of 10 Å: just within 100 Å
-    near = slices.planes(volume, picks, n_slices=1, voxel_size_angstrom=20)[0]
-    assert near.picked.tolist() == [1, 2]
+    # A radius of 4 voxels and a slab of 2 more to either side (50 Å of 10 Å voxels).
+    assert shown[0].picked.tolist() == [1, 2]
 
 
 def test_the_best_are_drawn_where_there_are_too_many() -> None:

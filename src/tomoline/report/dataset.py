@@ -218,7 +218,7 @@ def _attention_html(result: DatasetResult) -> str:
             pages.Column(head="Why", kind="prose"),
             pages.Column(head="What to do", kind="prose"),
         ]
-        text += pages.table(columns, rows)
+        text += pages.table(columns, rows, stack=True)
     if empty:
         names = ", ".join(row.tomogram for row in empty)
         text += pages.box(
@@ -275,7 +275,7 @@ def _tomograms_html(result: DatasetResult) -> str:
     columns = [pages.Column(head="Tomogram"), pages.Column(head="State")]
     columns += [
         pages.Column(head=head, kind="number")
-        for head in ("Size x × y × z", "Å/voxel", "Particles", "Rejected")
+        for head in ("Size\u00a0x\u00a0×\u00a0y\u00a0×\u00a0z", "Å/voxel", "Particles", "Rejected")
     ]
     columns += [pages.Column(head=name, kind="number") for name in looks]
     columns.append(pages.Column(head="Warnings", kind="number"))
@@ -363,15 +363,17 @@ def _classes_html(result: DatasetResult) -> str:
 
 
 def _files_html(result: DatasetResult) -> str:
-    if not result.exports:
+    if not any(row.particles.columns.size for row in result.rows):
         return ""
-    items = "".join(f"<li><code>{escape(path)}</code></li>" for path in result.exports)
-    return (
-        pages.paragraph(
-            "Combined files of the data set. Each tomogram's own are in its folder, under export/."
-        )
-        + f"<ul>{items}</ul>"
-    )
+    root = f"results/{result.dataset}"
+    each = {
+        f"{root}/<tomogram>/export/": "a tomogram's particle lists for other programs",
+        f"{root}/<tomogram>/particles.csv": "its candidates, rejected ones too, with scores",
+        f"{root}/report/summary.csv": "the table above, for a spreadsheet",
+    }
+    items = [f"<code>{escape(path)}</code>: all tomograms together" for path in result.exports]
+    items += [f"<code>{escape(path)}</code>: {escape(what)}" for path, what in each.items()]
+    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
 
 
 def _timings_html(result: DatasetResult) -> str:

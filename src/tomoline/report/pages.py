@@ -46,6 +46,7 @@ td.r,th.r{text-align:right}
 td.r,tbody th{white-space:nowrap}
 tbody th.w{white-space:normal}
 td.w{min-width:15rem;overflow-wrap:anywhere}
+table.many{font-size:.85rem}table.many td,table.many th{padding:4px 6px}
 tr.bad td,tr.bad th{background:#fdf1ea}
 tr.sum td,tr.sum th{font-weight:600;border-top:2px solid var(--soft)}
 dl{display:grid;grid-template-columns:minmax(9rem,max-content) 1fr;gap:3px 16px;margin:8px 0;
@@ -73,6 +74,8 @@ code{font-size:.92em;overflow-wrap:anywhere}
 img{max-width:100%;height:auto}
 footer{margin-top:40px;border-top:1px solid var(--line);color:var(--soft);font-size:.86rem}
 @media(max-width:560px){body{padding:10px 12px 40px;font-size:15px}
+table.stack thead{display:none}table.stack tr,table.stack td,table.stack th{display:block;border:0;
+padding:1px 0}table.stack tr{border-bottom:1px solid var(--line);padding:6px 0}
 dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:6px}h1{font-size:1.3rem}
 .tiles{grid-template-columns:repeat(2,1fr)}}
 @media print{body{max-width:none;padding:0;font-size:10pt}nav{display:none}
@@ -156,8 +159,11 @@ def facts(pairs: Mapping[str, str]) -> str:
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], *, caption: str = "",
-          row_kinds: Mapping[int, str] | None = None) -> str:  # fmt: skip
-    """Return a table of ready HTML cells (use `escape` on text), the first a row heading."""
+          row_kinds: Mapping[int, str] | None = None, stack: bool = False) -> str:  # fmt: skip
+    """Return a table of ready HTML cells (use `escape` on text), the first a row heading.
+
+    With `stack` a phone shows a row's cells below each other, so that prose needs no scrolling.
+    """
     css = {"number": "r", "prose": "w", "": ""}
     kinds = [css[column.kind] for column in columns]
     head = "".join(
@@ -173,10 +179,11 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], *, caption: 
             for j, (cell, kind) in enumerate(zip(row, kinds, strict=True))
         )
         lines.append(f'<tr class="{(row_kinds or {}).get(i, "")}">{cells}</tr>')
+    look = "stack" if stack else "many" if len(columns) > 9 else ""
     title = paragraph(caption, "note") if caption else ""
     return (
-        f'<div>{title}<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{chr(10).join(lines)}</tbody></table></div></div>"
+        f'<div>{title}<div class="scroll" tabindex="0"><table class="{look}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{chr(10).join(lines)}</tbody></table></div></div>"
     )
 
 

@@ -26,7 +26,7 @@ from tomoline.report.pages import data_uri
 from tomoline.report.palette import ClassStyle
 
 SLAB_ANGSTROM = 50.0  # thickness that is averaged, so that particles rise above the noise
-DEPTH_ANGSTROM = 100.0  # picks this far from a slice, either way, are drawn on it
+DEFAULT_RADIUS_VOX = 5.0  # of a class whose picks have no size
 MAX_MARKS = 400  # on one slice; more would hide the tomogram and fatten the page
 PAGE_PICTURE_BYTES = 760_000  # for all slices of a page, before base64 adds a third
 _AXES = ("z", "y", "x")
@@ -41,6 +41,10 @@ class Picks:
     names: NDArray[np.object_]
     scores: NDArray[np.float64]
     radius_vox: Mapping[str, float]  # a class's marker radius
+
+    def radius(self, name: str) -> float:
+        """Marker radius of a class in voxels."""
+        return self.radius_vox.get(name, DEFAULT_RADIUS_VOX)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +86,9 @@ def _plane(volume: NDArray[Any], picks: Picks, *, axis: int, index: int,
     start, stop = max(index - half, 0), min(index + half + 1, volume.shape[axis])
     slab = np.asarray(volume[(slice(None),) * axis + (slice(start, stop),)], np.float32)
     pixels = _grey(slab.mean(axis=axis))[::-1]
-    near = np.abs(picks.zyx[:, axis] - index) * voxel_size_angstrom <= DEPTH_ANGSTROM
-    chosen = np.flatnonzero(near)
+    # Drawn are the particles that the slab cuts: a mark far above its particle would mislead.
+    reach = np.array([picks.radius(name) for name in picks.names]) + half
+    chosen = np.flatnonzero(np.abs(picks.zyx[:, axis] - index) <= reach)
     best = chosen[np.argsort(-picks.scores[chosen], kind="stable")][:MAX_MARKS]
     up, right = [a for a in range(3) if a != axis]
     # A voxel's centre lies half a pixel inside its square of the picture.
@@ -141,7 +146,7 @@ def plane_svg(plane: Plane, jpeg: bytes, picks: Picks, styles: Mapping[str, Clas
         mine = np.flatnonzero(picks.names[plane.picked] == style.name)
         if mine.size == 0:
             continue
-        radius = picks.radius_vox.get(style.name, 5.0)
+        radius = picks.radius(style.name)
         shapes = "".join(
             marker(style.shape, float(x), float(y), radius) for x, y in plane.marks[mine]
         )
@@ -223,7 +228,7 @@ def _draw(axis: Any, plane: Plane, picks: Picks, styles: Mapping[str, ClassStyle
     points_per_voxel = 2.6 * 72 / max(width, height)
     for name, style in styles.items():
         mine = plane.marks[picks.names[plane.picked] == name]
-        size = max(2 * picks.radius_vox.get(name, 5.0) * points_per_voxel, 2.5)
+        size = max(2 * picks.radius(name) * points_per_voxel, 2.5)
         axis.scatter(
             mine[:, 0], mine[:, 1], s=size**2, marker=_MPL_SHAPES[style.shape],
             facecolors="none", edgecolors=style.colour, linewidths=0.9,

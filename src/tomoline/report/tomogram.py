@@ -106,7 +106,20 @@ def _head(result: TomogramResult) -> str:
     ]
     return (
         f'<p class="lead">{escape(summary_sentence(result))}</p>{pages.tiles(tiles)}'
-        f"{pages.box(list(result.transform.warnings), 'warn')}"
+        f"{pages.box(list(result.transform.warnings), 'warn')}{_nothing_found(n)}"
+    )
+
+
+def _nothing_found(n_kept: int) -> str:
+    if n_kept:
+        return ""
+    return pages.box(
+        [
+            "If you see particles in the slices below, check three things: that they are dark "
+            "there (else set contrast in the data set's file), that the voxel size under “The "
+            "tomogram” is right, and that the classifier knows such particles (see the data "
+            "set's page). If all three hold, lower merge.threshold in config/config.yaml.",
+        ]
     )
 
 
@@ -148,9 +161,8 @@ def _slices_html(result: TomogramResult, shown: Sequence[slices.Plane],
     slab = 2 * max(round(slices.SLAB_ANGSTROM / voxel) // 2, 0) + 1
     note = (
         f"Each slice is the mean of {slab} neighbouring slices of the prepared volume; marks are "
-        f"the kept particles whose centre lies within {slices.DEPTH_ANGSTROM / 10:g} nm of it. "
-        "x runs to the right, y (or z) upwards, as in 3dmod. A mark's size follows the usual "
-        "size of its class's picks. Untick a class to hide it."
+        "the kept particles that it cuts, each as large as particles of its class usually come "
+        "out. x runs to the right, y (or z) upwards, as in 3dmod. Untick a class to hide it."
     )
     top = [html for plane, html in zip(shown, pictures, strict=True) if plane.axis == 0]
     side = [html for plane, html in zip(shown, pictures, strict=True) if plane.axis != 0]
@@ -168,7 +180,8 @@ def _plane_caption(plane: slices.Plane, transform: VolumeTransform) -> str:
     place[0, plane.axis] = plane.index
     given = transform.to_given(place)[0, plane.axis]
     axis = plane.name[0]
-    text = f"{plane.name} ({axis} = {given:.0f} in the tomogram as given), "
+    where = "" if round(given) == plane.index else f" ({axis} = {given:.0f} as given)"
+    text = f"{plane.name}{where}, "
     extra = f"; {plane.n_left_out} more of lower score not drawn" if plane.n_left_out else ""
     return f"{text}{len(plane.marks)} particle{_s(len(plane.marks))}{extra}"
 

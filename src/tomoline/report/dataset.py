@@ -229,9 +229,18 @@ def _attention_html(result: DatasetResult) -> str:
             "warn",
         )
     if warned:
-        items = [f"{row.tomogram}: {' '.join(row.warnings)}" for row in warned]
-        text += "<h3>Warnings</h3>" + pages.box(items, "warn")
+        text += "<h3>Warnings</h3>" + pages.box(_grouped_warnings(warned), "warn")
     return text
+
+
+def _grouped_warnings(rows: Sequence[TomogramRow]) -> list[str]:
+    """One line a warning with the tomograms that have it, the commonest first."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        for warning in dict.fromkeys(row.warnings):
+            names.setdefault(warning, []).append(row.tomogram)
+    ranked = sorted(names.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [f"{', '.join(found)}: {warning}" for warning, found in ranked]
 
 
 def _to_do(result: DatasetResult) -> list[str]:

@@ -120,6 +120,7 @@ def histogram(groups: Mapping[str, ArrayLike], *, title: str, label: str,
     counts = {name: np.histogram(v, bins=edges)[0] for name, v in data.items()}
     top = max(int(np.sum(list(counts.values()), axis=0).max()), 1) if counts else 1
     frame = _Frame(x=(low, high), y=(0.0, float(top)), height=190)
+    frame.y_ticks = min(4, top)  # there is no half a particle
     base = np.zeros(n_bins)
     parts = [frame.axes(label, "how many")]
     for i, (name, heights) in enumerate(counts.items()):
@@ -171,6 +172,7 @@ def heatmap(counts: NDArray[np.float64], *, rows: Sequence[str], columns: Sequen
     cell = (WIDTH + 120 - left - 4) / max(len(columns), 1)
     cell = min(cell, 44.0)
     width, height = left + cell * len(columns) + 30, head + cell * len(rows) + 6
+    width = max(width, WIDTH)  # a small matrix is not blown up
     totals = np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
     share = counts / totals
     parts = [
@@ -200,6 +202,7 @@ class _Frame:
 
     def __init__(self, *, x: tuple[float, float], y: tuple[float, float], height: float) -> None:
         self.x, self.y, self.height = x, y, height
+        self.y_ticks = 4
         self.left, self.right, self.top, self.bottom = 52.0, WIDTH - 12.0, 10.0, height - 40.0
 
     def px(self, value: float) -> float:
@@ -212,14 +215,14 @@ class _Frame:
 
     def axes(self, x_label: str, y_label: str) -> str:
         parts = []
-        for tick in ticks(*self.y, wanted=4):
+        for tick in ticks(*self.y, wanted=self.y_ticks):
             y = self.py(tick)
             parts.append(_line(self.left, y, self.right, y, "grid"))
-            parts.append(_text(self.left - 5, y + 4, number(tick), "num", "end"))
+            parts.append(_text(self.left - 5, y + 4, number(tick, 6), "num", "end"))
         for tick in ticks(*self.x, wanted=6):
             x = self.px(tick)
             parts.append(_line(x, self.bottom, x, self.bottom + 4, "ax"))
-            parts.append(_text(x, self.bottom + 16, number(tick), "num", "middle"))
+            parts.append(_text(x, self.bottom + 16, number(tick, 6), "num", "middle"))
         parts.append(_line(self.left, self.bottom, self.right, self.bottom, "ax"))
         middle = (self.left + self.right) / 2
         parts.append(_text(middle, self.height - 6, x_label, "lab", "middle"))

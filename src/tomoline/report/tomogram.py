@@ -264,6 +264,7 @@ def _confidence_html(result: TomogramResult) -> str:
             figures.histogram(
                 {name: _column(part, "size_vox") for name, part in both.items()},
                 title="Sizes", label="size of the marked core (voxels of the prepared volume)",
+                span=(0.0, _largest(table, "size_vox") + 1),
             ),
             "Size of what the localizer marked. It marks the core of a particle, not all of it.",
         ),
@@ -405,6 +406,12 @@ def timings_html(timings: Sequence[Timing]) -> str:
 
 def _column(table: pd.DataFrame, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     return finite(table[name]) if name in table.columns else np.full(len(table), np.nan)
+
+
+def _largest(table: pd.DataFrame, name: str) -> float:
+    values = _column(table, name)
+    values = values[np.isfinite(values)]
+    return float(values.max()) if values.size else 1.0
 
 
 def _median(table: pd.DataFrame, name: str) -> str:

@@ -34,7 +34,7 @@ from tomoline.report.sources import (
     read_yaml,
     versions,
 )
-from tomoline.settings import ReportSettings
+from tomoline.settings import ModelsSettings, ReportSettings
 from tomoline.stages.report_tomogram import benchmark_files
 from tomoline.stages.status import TomogramStatus, collect_status
 
@@ -253,13 +253,13 @@ def _read_config(project: Path) -> dict[str, Any]:
 
 
 def _cards(project: Path, config: Mapping[str, Any]) -> list[Path]:
-    """The cards of the run's models, or of all models where the settings name none."""
-    folder = project / "resources" / "models"
-    names = config.get("models")
-    if isinstance(names, Mapping):
-        chosen = [folder / str(name) / "card.yaml" for name in names.values()]
-        return [path for path in chosen if path.is_file()]
-    return sorted(folder.glob("*/card.yaml"))
+    """The cards of the run's models that are there."""
+    given = config.get("models")
+    known = {k: v for k, v in given.items() if v} if isinstance(given, Mapping) else {}
+    models = ModelsSettings().model_dump() | known
+    folder = project / str(models.pop("folder"))
+    cards = [folder / str(name) / "card.yaml" for name in models.values()]
+    return [path for path in cards if path.is_file()]
 
 
 def _paths(value: Any) -> Iterable[str]:

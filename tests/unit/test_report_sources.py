@@ -70,3 +70,16 @@ def test_curves_of_a_killed_training_lose_only_the_last_line(tmp_path) -> None:
 
 def test_versions_name_this_package() -> None:
     assert "tomoline" in sources.versions() and "Python" in sources.versions()
+
+
+def test_outcome_of_a_table_keeps_a_class_named_none(tmp_path) -> None:
+    path = tmp_path / "particles.csv"
+    path.write_text(
+        "id,status,class,score,p_None,p_b\n1,accepted,None,0.5,1,0\n2,rejected,,0,0,0\n"
+    )
+    table, names = sources.read_outcome(path)
+    assert table["class"].tolist() == ["None", ""]
+    assert names == ("None", "b")
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"particles\.csv"):
+        sources.read_outcome(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from tomoline.contracts import BACKGROUND
 from tomoline.report import figures, pages
 from tomoline.report.evaluation import HEADLINES, headline, summary_html
 from tomoline.report.methods import CITATIONS, EVALUATION_CITATION, methods_text
@@ -46,7 +48,8 @@ class TomogramRow:
     state: str
     stage: str = ""
     reason: str = ""
-    particles: pd.DataFrame = field(default_factory=pd.DataFrame)
+    particles: pd.DataFrame = field(default_factory=pd.DataFrame)  # status, class, score
+    class_names: tuple[str, ...] = ()
     size_xyz: tuple[int, int, int] | None = None
     voxel_size_angstrom: float = float("nan")
     warnings: tuple[str, ...] = ()
@@ -55,14 +58,14 @@ class TomogramRow:
     link: str = ""
     thumbnail_jpeg: bytes = b""
 
-    @property
+    @cached_property
     def accepted(self) -> pd.DataFrame:
         """Kept particles; no rows where there is no table."""
         if "status" not in self.particles.columns:
             return self.particles.iloc[:0]
         return self.particles[self.particles["status"] == "accepted"]
 
-    @property
+    @cached_property
     def counts(self) -> dict[str, int]:
         """Kept particles by class."""
         if "class" not in self.particles.columns:
@@ -83,18 +86,15 @@ class DatasetResult:
     config: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
 
-    @property
+    @cached_property
     def class_styles(self) -> dict[str, ClassStyle]:
         """Colour and shape of each class: the tables' order, else the classifier card's."""
-        columns: list[str] = []
-        for row in self.rows:
-            columns += [c for c in row.particles.columns if c not in columns]
-        if not any(c.startswith("p_") for c in columns):
-            for card in self.cards:
-                if card.get("role") == "classifier":
-                    columns = [f"p_{c}" for c in card.get("classes", []) if c != "background"]
+        names = dict.fromkeys(name for row in self.rows for name in row.class_names)
+        if not names:
+            cards = [card for card in self.cards if card.get("role") == "classifier"]
+            names = dict.fromkeys(n for c in cards for n in c.get("classes", []) if n != BACKGROUND)
         seen = {name for row in self.rows for name in row.counts}
-        return styles(class_order(columns, seen))
+        return styles(class_order([f"p_{name}" for name in names], seen))
 
     def in_state(self, *states: str) -> list[TomogramRow]:
         """Rows in one of the states."""

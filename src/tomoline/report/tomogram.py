@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from typing import Any
 
@@ -43,17 +44,17 @@ class TomogramResult:
     confusion: pd.DataFrame = field(default_factory=pd.DataFrame)
     timings: Sequence[Timing] = ()
 
-    @property
+    @cached_property
     def accepted(self) -> pd.DataFrame:
         """The particles that were kept."""
         return self.particles[self.particles["status"] == "accepted"]
 
-    @property
+    @cached_property
     def class_styles(self) -> dict[str, ClassStyle]:
         """Colour and shape of each class, in the model's order."""
         return styles(class_order(list(self.particles.columns), self.accepted["class"]))
 
-    @property
+    @cached_property
     def counts(self) -> dict[str, int]:
         """Accepted particles of each class, classes without any too."""
         found = self.accepted["class"].value_counts()

@@ -18,7 +18,6 @@ from PIL import Image
 from tomoline.contracts import VolumeTransform
 from tomoline.errors import InputError
 from tomoline.io.atomic import atomic_path, write_text
-from tomoline.io.tables import read_particles
 from tomoline.log import get_logger
 from tomoline.report.dataset import (
     STATE_WORDS,
@@ -30,6 +29,7 @@ from tomoline.report.dataset import (
 from tomoline.report.sources import (
     read_json,
     read_jsonl,
+    read_outcome,
     read_timings,
     read_yaml,
     versions,
@@ -195,7 +195,7 @@ def _finished_row(tomogram: str, folder: Path, *, page: Path, state: str = "fini
             "warnings": transform.warnings,
         }
     if (folder / "particles.csv").is_file():
-        more["particles"] = read_particles(folder / "particles.csv")
+        more["particles"], more["class_names"] = read_outcome(folder / "particles.csv")
     return TomogramRow(
         tomogram=tomogram,
         state=state,

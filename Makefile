@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 CORES ?= all
 TESTS ?= tests
 
-.PHONY: help setup demo test lint format bench generate lock
+.PHONY: help setup demo test lint format weights bench generate lock
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -28,8 +28,8 @@ setup: $(READY) ## Make .venv with everything pinned in requirements.lock
 demo: $(READY) ## Run two shipped tomograms to STAR files and a report
 	$(BIN)/snakemake --cores $(CORES) --config datasets='[demo]'
 	$(BIN)/snakemake --config datasets='[demo]' --report results/demo/report.html
-	@$(BIN)/tomoline status demo
-	@$(BIN)/python -m tomoline.stages.summary results/demo
+	@$(BIN)/tomoline status --dataset demo
+	@$(BIN)/tomoline scores demo
 
 test: $(READY) ## Unit and workflow tests (TESTS=tests/unit for a part)
 	$(BIN)/python -m pytest $(TESTS)
@@ -45,6 +45,11 @@ format: $(READY) ## Put code and rules in the house's style
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile workflow/rules
+
+weights: $(READY) ## Train the shipped models again, step by step (hours; days without a GPU)
+	for file in config/training/*.yaml; do \
+	  $(BIN)/snakemake train --cores $(CORES) --configfile "$$file"; \
+	done
 
 bench: $(READY) ## Speed of the networks' kernels on this machine
 	for file in benchmarks/*.py; do $(BIN)/python "$$file"; done

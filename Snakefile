@@ -5,6 +5,9 @@
 configfile: "config/config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/localize.smk"
@@ -12,6 +15,8 @@ include: "workflow/rules/classify.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/simulate.smk"
+include: "workflow/rules/train.smk"
 
 
 localrules:
@@ -26,6 +31,7 @@ rule all:
 
 onerror:
     # With keep-going all others have finished by now; what waits for all of them is made of these.
-    from tomoline.stages.summary import refresh
+    if not BRANCH:
+        from tomoline.stages.summary import refresh
 
-    refresh(RUN)
+        refresh(run())

@@ -170,6 +170,22 @@ def status_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _scores_arguments(parser: argparse.ArgumentParser) -> None:
+    add_project(parser)
+    parser.add_argument("dataset", help="name of a dataset whose sheet names a truth")
+
+
+@command("scores", _scores_arguments)
+def scores_command(arguments: argparse.Namespace) -> int:
+    """Show how well a dataset's particles agree with its truth, and where its files are."""
+    from tomoline.stages.scores import format_files, format_scores, read_scores  # noqa: PLC0415
+
+    results = arguments.project / "results" / arguments.dataset
+    print(format_scores(read_scores(results)))
+    print(format_files(results), end="")
+    return 0
+
+
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     add_project(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")

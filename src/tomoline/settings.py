@@ -267,6 +267,9 @@ class TrainSettings(Section):
     shape_zyx: tuple[int, int, int] = Field(
         (96, 160, 160), description="simulator: size of a tomogram."
     )
+    snr_range: tuple[float, float] = Field(
+        (0.05, 3.0), description="simulator: signal-to-noise ratios, drawn evenly in the logarithm."
+    )
     init_from: str = Field(
         "", description="Folder of a model to start from; layers of equal shape are taken over."
     )

@@ -103,6 +103,16 @@ def test_report_can_be_made_of_a_run_that_failed(project: Project, first_report:
     assert "two/report/tomogram.html" not in text
 
 
+def test_taking_it_out_of_the_sheet_sums_up_anew(project: Project, first_run: Done) -> None:
+    sheet = project.folder / "config" / "datasets" / "tiny.tsv"
+    text = sheet.read_text()
+    sheet.write_text(text.replace("two.mrc\tyes", "two.mrc\tno"))
+    try:
+        assert set(project.planned()) == DATASET_RULES
+    finally:
+        sheet.write_text(text)
+
+
 @pytest.fixture(scope="module")
 def second_run(project: Project, first_report: Done, whole_file: bytes) -> Iterator[Done]:
     before = {name: mtime(project, name) for name in ("one", "three")}

@@ -18,7 +18,7 @@ rule extract:
         mem_mb=memory(600, 8),
         runtime=minutes(10, 0.5),
     params:
-        settings=SETTINGS["extract"],
+        settings=settings_of("extract"),
     script:
         "../scripts/extract.py"
 
@@ -42,7 +42,7 @@ rule classify:
         mem_mb=memory(3000, 8),
         runtime=minutes(30, 15),
     params:
-        settings=SETTINGS["classify"],
+        settings=settings_of("classify"),
     script:
         "../scripts/classify.py"
 
@@ -64,8 +64,8 @@ rule vote:
         mem_mb=memory(600, 8),
         runtime=minutes(10, 0.5),
     params:
-        settings=SETTINGS["vote"],
+        settings=settings_of("vote"),
         tomogram="{tomogram}",
-        dataset=lambda wildcards: RUN.dataset(wildcards.dataset),
+        dataset=lambda wildcards: run().dataset_geometry(wildcards.dataset),
     script:
         "../scripts/vote.py"

@@ -1,25 +1,49 @@
 # What all files of rules share - the checked run, names of files, input and resource functions.
-# In: config/config.yaml, config/datasets/*, the models' cards. Out: RUN, CONFIG and functions.
+# In: config/config.yaml, config/datasets/*, the models' cards. Out: CONFIG, run() and functions.
 
+import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
 from tomoline.errors import TomolineError
 from tomoline.export.registry import dialect as dialect_of
-from tomoline.stages.checks import check_run
+from tomoline.settings import Config, validated
+from tomoline.stages.checks import CONFIG_FILE, check_run, models_of
 
-try:
-    # Everything that can be known beforehand is checked before the first job; a job's own process
-    # need not repeat the costly part (the weights' checksums).
-    RUN = check_run(config, thorough=workflow.is_main_process)
-except TomolineError as error:
-    raise WorkflowError(str(error)) from None
+# Targets that need neither tomograms nor models: they make them.
+BRANCHES = {"simulate", "simulate_demo", "train"}
+BRANCH_SETTINGS = {"datasets", "simulate", "train"}
 
-CONFIG = RUN.config
+
+def refused(function, *arguments, **options):
+    """Call the library; what it refuses is shown without a traceback."""
+    try:
+        return function(*arguments, **options)
+    except TomolineError as error:
+        raise WorkflowError(str(error)) from None
+
+
+@cache
+def run():
+    """Everything the main line needs to know, checked: settings, models, tomograms.
+
+    A job's own process need not repeat the costly part (the weights' checksums).
+    """
+    return refused(check_run, CONFIG, thorough=workflow.is_main_process)
+
+
+CONFIG = refused(validated, Config, config, source=CONFIG_FILE)
+MODELS = models_of(CONFIG)
+BRANCH = BRANCHES.intersection(sys.argv)
+
+# Refuse what can be refused now, before the first job.
+if workflow.is_main_process and not BRANCH:
+    run()
+
 TOMOGRAM = "results/{dataset}/{tomogram}"
 DATASET = "results/{dataset}"
-SETTINGS = CONFIG.model_dump(mode="json")
 
 
 wildcard_constraints:
@@ -30,6 +54,16 @@ wildcard_constraints:
 
 scattergather:
     shards=CONFIG.tiling.shards,
+
+
+def settings_of(section, without=""):
+    """What config.yaml says of a section other than the defaults.
+
+    The library fills in the defaults, so a release that adds a setting repeats no work.
+    """
+    return getattr(CONFIG, section).model_dump(
+        mode="json", exclude_defaults=True, exclude={without}
+    )
 
 
 def log_of(stage):
@@ -49,7 +83,7 @@ def intermediate(name, path):
 
 def row_of(wildcards):
     """The tomogram's row of its dataset's sheet."""
-    return RUN.row(wildcards.dataset, wildcards.tomogram)
+    return run().row(wildcards.dataset, wildcards.tomogram)
 
 
 def given_tomogram(wildcards):
@@ -60,14 +94,14 @@ def given_tomogram(wildcards):
 
 def model_file(role, name):
     """A file of the network that does the work of `role` (localizer or classifier)."""
-    return f"{RUN.models[role].as_posix()}/{name}"
+    return f"{MODELS[role].as_posix()}/{name}"
 
 
 def of_tomograms(pattern, select=lambda row: True):
     """Input function: `pattern` of every tomogram of a dataset that is run (and selected)."""
 
     def paths(wildcards):
-        rows = [row for row in RUN.rows[wildcards.dataset] if select(row)]
+        rows = [row for row in run().rows[wildcards.dataset] if select(row)]
         return [
             pattern.format(dataset=wildcards.dataset, tomogram=row.tomogram)
             for row in rows
@@ -83,7 +117,7 @@ def memory(base_mb, bytes_per_voxel, given=False):
     """
 
     def mem_mb(wildcards, attempt):
-        voxels = RUN.voxels(wildcards.dataset, wildcards.tomogram, given=given)
+        voxels = run().voxels(wildcards.dataset, wildcards.tomogram, given=given)
         return int((base_mb + bytes_per_voxel * voxels / 1e6) * attempt)
 
     return mem_mb
@@ -93,7 +127,7 @@ def minutes(base, per_million_voxels=0.0):
     """Run time by the prepared volume's size, in minutes, and more at each further attempt."""
 
     def runtime(wildcards, attempt):
-        voxels = RUN.voxels(wildcards.dataset, wildcards.tomogram)
+        voxels = run().voxels(wildcards.dataset, wildcards.tomogram)
         return int((base + per_million_voxels * voxels / 1e6) * attempt)
 
     return runtime
@@ -135,6 +169,14 @@ PAGES_IN_REPORT = 60
 PAGE_CAPTION = workflow.current_basedir.join("../report/tomogram.rst")
 
 
+def training_folders(wildcards):
+    """The tomograms named to train on and to hold out; those of `simulate` are made first."""
+    if CONFIG.train.source == "simulator":
+        return []
+    folders = [*CONFIG.train.folders, *CONFIG.train.validation_folders]
+    return [f"{folder}/particle_locations.txt" for folder in folders]
+
+
 def evaluation_files(wildcards):
     """What the evaluation of a tomogram wrote, where it has a truth."""
     if not has_truth(row_of(wildcards)):
@@ -155,7 +197,7 @@ def shown(dataset, tomogram):
     after a run in which some tomograms failed theirs does not.
     """
     page = rules.report_tomogram.output.page.format(dataset=dataset, tomogram=tomogram)
-    if len(RUN.rows[dataset]) > PAGES_IN_REPORT or not Path(page).exists():
+    if len(run().rows[dataset]) > PAGES_IN_REPORT or not Path(page).exists():
         return page
     return report(
         page,
@@ -173,7 +215,7 @@ def targets(wildcards):
     the dataset's files, made of the others meanwhile, are there.
     """
     wanted = []
-    for dataset, rows in RUN.rows.items():
+    for dataset, rows in run().rows.items():
         wanted += [
             rules.report_dataset.output.page.format(dataset=dataset),
             rules.report_dataset.output.table.format(dataset=dataset),

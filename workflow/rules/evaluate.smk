@@ -21,8 +21,8 @@ rule evaluate:
         mem_mb=memory(800, 60),
         runtime=minutes(20, 1),
     params:
-        settings=SETTINGS["evaluate"],
-        dataset=lambda wildcards: RUN.dataset(wildcards.dataset),
+        settings=settings_of("evaluate"),
+        dataset=lambda wildcards: run().dataset_geometry(wildcards.dataset),
         tilt_series=lambda wildcards: row_of(wildcards).tilt_series,
     script:
         "../scripts/evaluate.py"

@@ -23,9 +23,9 @@ for name in CONFIG.export.dialects:
             mem_mb=600,
             runtime=5,
         params:
-            settings=SETTINGS["export"],
+            settings=settings_of("export"),
             dialect=name,
-            dataset=lambda wildcards: RUN.dataset(wildcards.dataset),
+            dataset=lambda wildcards: run().dataset(wildcards.dataset),
             tilt_series=lambda wildcards: row_of(wildcards).tilt_series,
         script:
             "../scripts/export.py"
@@ -50,11 +50,11 @@ for name in CONFIG.export.dialects:
             mem_mb=1000,
             runtime=10,
         params:
-            settings=SETTINGS["export"],
+            settings=settings_of("export"),
             dialect=name,
-            dataset=lambda wildcards: RUN.dataset(wildcards.dataset),
+            dataset=lambda wildcards: run().dataset(wildcards.dataset),
             tilt_series=lambda wildcards: [
-                row.tilt_series for row in RUN.rows[wildcards.dataset]
+                row.tilt_series for row in run().rows[wildcards.dataset]
             ],
         script:
             "../scripts/combine.py"

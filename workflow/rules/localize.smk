@@ -21,7 +21,7 @@ rule segment:
         mem_mb=memory(3000, 12),
         runtime=minutes(30, 30),
     params:
-        settings=SETTINGS["segment"],
+        settings=settings_of("segment"),
         shard="{scatteritem}",
     script:
         "../scripts/segment.py"
@@ -49,7 +49,7 @@ rule merge:
         mem_mb=memory(600, 32),
         runtime=minutes(10, 0.5),
     params:
-        settings=SETTINGS["merge"],
+        settings=settings_of("merge"),
     script:
         "../scripts/merge.py"
 
@@ -71,6 +71,6 @@ rule cluster:
         mem_mb=memory(600, 48),
         runtime=minutes(20, 1),
     params:
-        settings=SETTINGS["cluster"],
+        settings=settings_of("cluster"),
     script:
         "../scripts/cluster.py"

@@ -20,9 +20,9 @@ rule prepare:
         mem_mb=memory(600, 48, given=True),
         runtime=minutes(15, 0.5),
     params:
-        settings=SETTINGS["prepare"],
+        settings=settings_of("prepare"),
         tomogram=lambda wildcards: row_of(wildcards).path,
-        dataset=lambda wildcards: RUN.dataset_for_prepare(wildcards.dataset),
+        dataset=lambda wildcards: run().dataset_for_prepare(wildcards.dataset),
         axes=lambda wildcards: row_of(wildcards).axes,
     script:
         "../scripts/prepare.py"
@@ -44,6 +44,6 @@ rule tile:
         mem_mb=600,
         runtime=5,
     params:
-        settings=SETTINGS["tiling"],
+        settings=settings_of("tiling"),
     script:
         "../scripts/tile.py"

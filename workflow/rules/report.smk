@@ -21,7 +21,7 @@ rule report_tomogram:
         mem_mb=memory(800, 12),
         runtime=minutes(10, 0.2),
     params:
-        settings=SETTINGS["report"],
+        settings=settings_of("report"),
         tomogram="{tomogram}",
         dataset="{dataset}",
         benchmarks=f"{TOMOGRAM}/benchmarks",
@@ -36,7 +36,7 @@ rule report_dataset:
         evaluations=of_tomograms(rules.evaluate.output.evaluation, select=has_truth),
         pages=of_tomograms(rules.report_tomogram.output.page),
         combined=[combined_files(name)["combined"] for name in CONFIG.export.dialects],
-        cards=[model_file(role, "card.yaml") for role in RUN.models],
+        cards=[model_file(role, "card.yaml") for role in MODELS],
     output:
         page=report(
             f"{DATASET}/report/summary.html",
@@ -56,9 +56,9 @@ rule report_dataset:
         mem_mb=1500,
         runtime=20,
     params:
-        settings=SETTINGS["report"],
+        settings=settings_of("report"),
         dataset="{dataset}",
-        refused=lambda wildcards: RUN.listed_only(wildcards.dataset),
-        config={key: value for key, value in SETTINGS.items() if key != "datasets"},
+        refused=lambda wildcards: run().listed_only(wildcards.dataset),
+        config=CONFIG.model_dump(mode="json", exclude=BRANCH_SETTINGS),
     script:
         "../scripts/report_dataset.py"

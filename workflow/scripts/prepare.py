@@ -2,9 +2,10 @@
 
 from tomoline.stages import execute
 
+# The tomogram comes as a parameter, because as an input it is empty when its file has gone.
 execute(
     "prepare",
-    inputs=dict(snakemake.input.items()),
+    inputs={"tomogram": snakemake.params.tomogram, "model": snakemake.input.model},
     outputs=dict(snakemake.output.items()),
     settings=snakemake.params.settings,
     params={"dataset": snakemake.params.dataset, "axes": snakemake.params.axes},

@@ -1,6 +1,6 @@
 """Everything that can be known to be wrong before the first job, and what is to be run.
 
-`check_run` turns the configuration into a `Run`; any fault is an InputError that names the file or
+`check_run` turns a configuration into a `Run`; any fault is an InputError that names the file or
 key and lists what is known.
 """
 
@@ -19,7 +19,7 @@ from tomoline.export.dialect import check_classes
 from tomoline.export.registry import dialect
 from tomoline.io.sheet import DATASETS_FOLDER, SheetRow, load_dataset
 from tomoline.networks.cards import ModelCard, load_card, verify_weights
-from tomoline.settings import Config, DatasetSettings, validated
+from tomoline.settings import Config, DatasetSettings
 
 CONFIG_FILE = "config/config.yaml"
 
@@ -30,6 +30,7 @@ RESERVED_NAMES = ("benchmarks", "export", "logs", "report")
 _UNKNOWN_VOXELS = 50_000_000
 
 _PREPARE_KEYS = ("name", "voxel_size_angstrom", "contrast", "axes")
+_LATE_KEYS = ("voltage_kv", "spherical_aberration_mm", "amplitude_contrast", "classes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +56,16 @@ class Run:
         return self._by_name[dataset, tomogram]
 
     def dataset(self, name: str) -> dict[str, Any]:
-        """Return a dataset's settings as plain values."""
-        return self.datasets[name].model_dump(mode="json")
+        """Return what a dataset's file says other than the defaults, as plain values."""
+        return self.datasets[name].model_dump(mode="json", exclude_defaults=True)
 
     def dataset_for_prepare(self, name: str) -> dict[str, Any]:
-        """Return only what changes the prepared volume, so that nothing else prepares it anew."""
-        return self.datasets[name].model_dump(mode="json", include=set(_PREPARE_KEYS)) | {
-            "sheet": self.datasets[name].sheet
-        }
+        """Return only what changes the prepared volume, so that nothing else makes it anew."""
+        return {key: value for key, value in self.dataset(name).items() if key in _PREPARE_KEYS}
+
+    def dataset_geometry(self, name: str) -> dict[str, Any]:
+        """Return a dataset without what only its export or its checks read."""
+        return {key: value for key, value in self.dataset(name).items() if key not in _LATE_KEYS}
 
     def listed_only(self, name: str) -> list[dict[str, str]]:
         """Return the rows that are not run, each with `state` (refused or unused) and `reason`."""
@@ -87,8 +90,17 @@ class Run:
         return int(count * (size / self.cards["localizer"].voxel_size_angstrom) ** 3)
 
 
-def check_run(raw: Mapping[str, Any], *, root: str | Path = ".", thorough: bool = True) -> Run:
-    """Check the configuration `raw` with all that it names below `root`.
+def models_of(config: Config) -> dict[str, Path]:
+    """Return the folder of the model that does each work."""
+    folder = Path(config.models.folder)
+    return {
+        "localizer": folder / config.models.localizer,
+        "classifier": folder / config.models.classifier,
+    }
+
+
+def check_run(config: Config, *, root: str | Path = ".", thorough: bool = True) -> Run:
+    """Check all that a configuration names below `root`.
 
     Parameters
     ----------
@@ -98,15 +110,11 @@ def check_run(raw: Mapping[str, Any], *, root: str | Path = ".", thorough: bool 
     Raises
     ------
     InputError
-        Unknown or impossible keys; datasets, models, dialects or classes that are not there; a
-        weight file that is not its card's; voxel sizes outside the model's range.
+        Datasets, models, dialects or classes that are not there; a weight file that is not its
+        card's; voxel sizes outside the model's range.
     """
     root = Path(root)
-    config = validated(Config, raw, source=CONFIG_FILE)
-    models = {
-        role: Path(config.models.folder) / getattr(config.models, role)
-        for role in ("localizer", "classifier")
-    }
+    models = models_of(config)
     read = verify_weights if thorough else load_card
     cards = {role: read(root / folder) for role, folder in models.items()}
     for role, card in cards.items():

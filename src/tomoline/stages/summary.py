@@ -8,6 +8,8 @@ failed. The next run, when it mends the tomogram, runs the rules themselves agai
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from tomoline.errors import TomolineError
@@ -47,23 +49,41 @@ def _refresh_dataset(run: Run, name: str, folder: Path) -> None:
         log.error("%(tomogram)s %(state)s in %(stage)s: %(reason)s", fault)
     # One that could only not be evaluated has particles like the others.
     rows = [row for row in run.rows[name] if (faults[row.tomogram] or _NONE)["stage"] in _AFTER]
+    written = []
     for dialect in run.config.export.dialects if rows else ():
-        _combine(run, name, folder, rows, dialect)
+        written += _combine(run, name, folder, rows, dialect)
     finished = [row for row in run.rows[name] if faults[row.tomogram] is None]
+    pages = {"page": folder / "report" / "summary.html", "table": folder / "report" / "summary.csv"}
     report_dataset.run(
         {
-            "particles": [str(folder / row.tomogram / "particles.csv") for row in finished],
+            "particles": [str(_particles(folder, row)) for row in finished],
             "cards": [str(path / "card.yaml") for path in run.models.values()],
         },
-        {"page": folder / "report" / "summary.html", "table": folder / "report" / "summary.csv"},
+        pages,
         settings=run.config.report,
         dataset=name,
         failed=failed,
         refused=run.listed_only(name),
-        config=run.config.model_dump(mode="json", exclude={"datasets"}),
+        config=run.config.model_dump(mode="json", exclude={"datasets", "simulate", "train"}),
     )
+    _date_back([*written, *pages.values()], [_particles(folder, row) for row in rows])
     log.info("%s: %d finished, %d not; the next run does only what is missing",
              name, len(finished), len(failed))  # fmt: skip
+
+
+def _particles(folder: Path, row: SheetRow) -> Path:
+    return folder / row.tomogram / "particles.csv"
+
+
+def _date_back(written: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Make files look older than what they were made of.
+
+    They stand for less than the rules would make, so the next run in which nothing is missing any
+    more (the tomogram was mended, or taken out of the sheet) must not take them for up to date.
+    """
+    oldest = min((path.stat().st_mtime for path in inputs), default=0.0)
+    for path in written:
+        os.utime(path, (oldest - 1, oldest - 1))
 
 
 def find_fault(run: Run, row: SheetRow, folder: Path) -> dict[str, str] | None:
@@ -89,21 +109,26 @@ def find_fault(run: Run, row: SheetRow, folder: Path) -> dict[str, str] | None:
     return None
 
 
-def _combine(run: Run, name: str, folder: Path, finished: list[SheetRow], dialect: str) -> None:
-    places = [folder / row.tomogram for row in finished]
+def _combine(
+    run: Run, name: str, folder: Path, rows: Sequence[SheetRow], dialect: str
+) -> list[Path]:
+    """Write a dataset's files in a dialect; returns those that the rule names too."""
+    entry = dialect_of(dialect)
     target = folder / "export" / dialect
-    outputs = {"combined": target / dialect_of(dialect).combined_name}
+    outputs = {"combined": target / entry.combined_name}
     if dialect == "relion5":
         outputs["import_list"] = target / "import.star"
+    places = [folder / row.tomogram for row in rows]
     combine.run(
         {
             "particles": [str(place / "particles.csv") for place in places],
             "transforms": [str(place / "prepared.json") for place in places],
-            "exported": [str(place / "export" / dialect_of(dialect).file_name) for place in places],
+            "exported": [str(place / "export" / entry.file_name) for place in places],
         },
         outputs,
         settings=run.config.export,
         dialect=dialect,
         dataset=run.dataset(name),
-        tilt_series=[row.tilt_series for row in finished],
+        tilt_series=[row.tilt_series for row in rows],
     )
+    return list(outputs.values())

@@ -56,6 +56,12 @@ def test_the_best_are_drawn_where_there_are_too_many() -> None:
     assert shown[0].n_left_out == 25
 
 
+def test_many_slices_share_the_marks_of_a_page() -> None:
+    picks = picks_at(*[(z % 80, 3.0, 3.0) for z in range(8000)])
+    shown = slices.planes(np.zeros((80, 8, 8)), picks, n_slices=40, voxel_size_angstrom=10)
+    assert sum(len(p.marks) for p in shown) <= slices.MAX_MARKS_PAGE
+
+
 def test_more_slices_than_the_volume_has() -> None:
     shown = slices.planes(np.zeros((3, 8, 8)), picks_at(), n_slices=40, voxel_size_angstrom=10)
     assert [p.index for p in shown if p.axis == 0] == [0, 1, 2]

@@ -27,7 +27,8 @@ from tomoline.report.palette import ClassStyle
 
 SLAB_ANGSTROM = 50.0  # thickness that is averaged, so that particles rise above the noise
 DEFAULT_RADIUS_VOX = 5.0  # of a class whose picks have no size
-MAX_MARKS = 400  # on one slice; more would hide the tomogram and fatten the page
+MAX_MARKS = 400  # on one slice; more would hide the tomogram
+MAX_MARKS_PAGE = 4000  # on all slices together; more would fatten the page
 PAGE_PICTURE_BYTES = 760_000  # for all slices of a page, before base64 adds a third
 _AXES = ("z", "y", "x")
 _MPL_SHAPES = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^"}
@@ -74,22 +75,23 @@ def planes(volume: NDArray[Any], picks: Picks, *, n_slices: int,
     places = [(2 * i + 1) * depth // (2 * n_slices) for i in range(n_slices)]
     wanted = [(0, place) for place in sorted(set(places))]
     wanted += [(1, volume.shape[1] // 2), (2, volume.shape[2] // 2)]
+    half = max(round(SLAB_ANGSTROM / voxel_size_angstrom) // 2, 0)
+    most = min(MAX_MARKS, MAX_MARKS_PAGE // len(wanted))
     return [
-        _plane(volume, picks, axis=axis, index=index, voxel_size_angstrom=voxel_size_angstrom)
+        _plane(volume, picks, axis=axis, index=index, half=half, most=most)
         for axis, index in wanted
     ]
 
 
-def _plane(volume: NDArray[Any], picks: Picks, *, axis: int, index: int,
-           voxel_size_angstrom: float) -> Plane:  # fmt: skip
-    half = max(round(SLAB_ANGSTROM / voxel_size_angstrom) // 2, 0)
+def _plane(volume: NDArray[Any], picks: Picks, *, axis: int, index: int, half: int,
+           most: int) -> Plane:  # fmt: skip
     start, stop = max(index - half, 0), min(index + half + 1, volume.shape[axis])
     slab = np.asarray(volume[(slice(None),) * axis + (slice(start, stop),)], np.float32)
     pixels = _grey(slab.mean(axis=axis))[::-1]
     # Drawn are the particles that the slab cuts: a mark far above its particle would mislead.
     reach = np.array([picks.radius(name) for name in picks.names]) + half
     chosen = np.flatnonzero(np.abs(picks.zyx[:, axis] - index) <= reach)
-    best = chosen[np.argsort(-picks.scores[chosen], kind="stable")][:MAX_MARKS]
+    best = chosen[np.argsort(-picks.scores[chosen], kind="stable")][:most]
     up, right = [a for a in range(3) if a != axis]
     # A voxel's centre lies half a pixel inside its square of the picture.
     column = picks.zyx[best, right] + 0.5

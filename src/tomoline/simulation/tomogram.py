@@ -72,7 +72,10 @@ def image_phantom(
 
 
 def random_conditions(
-    seed: int, shape_zyx: tuple[int, int, int]
+    seed: int,
+    shape_zyx: tuple[int, int, int],
+    *,
+    snr_range: tuple[float, float] = (0.05, 3.0),
 ) -> tuple[PhantomSettings, TiltSettings, FilterSettings]:
     """Imaging conditions drawn from the range that the shipped weights are trained over.
 
@@ -94,7 +97,7 @@ def random_conditions(
         tilt_min_deg=-limit + float(rng.uniform(-6, 6)),
         tilt_max_deg=limit,
         tilt_step_deg=float(rng.choice([2.0, 3.0, 3.0, 3.0])),
-        snr=float(np.exp(rng.uniform(np.log(0.05), np.log(3.0)))),
+        snr=float(np.exp(rng.uniform(*np.log(snr_range)))),
         defocus_um=float(rng.uniform(1.5, 5.0)) if with_ctf else 0.0,
         phase_flipped=True,
         mtf_sigma_nyquist=float(rng.choice([0.0, 0.0, rng.uniform(0, 1.5)])),

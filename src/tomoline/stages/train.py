@@ -97,7 +97,13 @@ def _shared(settings: TrainSettings, kind: type[Any]) -> dict[str, Any]:
 def _source(settings: TrainSettings, densities: list[Density], folder: Path) -> Source:
     names = [d.name for d in densities]
     if settings.source == "simulator":
-        return SimulatedSource(folder, names, shape_zyx=settings.shape_zyx, seed=settings.seed)
+        return SimulatedSource(
+            folder,
+            names,
+            shape_zyx=settings.shape_zyx,
+            seed=settings.seed,
+            snr_range=settings.snr_range,
+        )
     return FolderSource(
         [Path(f) for f in settings.folders], [Path(f) for f in settings.validation_folders],
         names, [d.radius_vox for d in densities], seed=settings.seed,
@@ -113,18 +119,22 @@ def _network(settings: TrainSettings, structures: int) -> MSDNet:
 
 
 def _take_over(network: MSDNet, folder: Path) -> None:
-    """Start from another model: every tensor of the same name and shape."""
-    path = folder / WEIGHTS
-    if not path.is_file():
+    """Start from another model or training: every tensor of the same name and shape."""
+    path, last = folder / WEIGHTS, folder / "checkpoint.pt"
+    if not path.is_file() and not last.is_file():
         raise InputError(
-            path, expected="weights to start from", found="no such file",
-            remedy="correct train.init_from, or leave it empty",
+            folder, expected=f"a model ({WEIGHTS}) or a training (checkpoint.pt) to start from",
+            found="neither", remedy="correct train.init_from, or leave it empty",
         )  # fmt: skip
-    own, given = network.state_dict(), load_file(path)
+    if path.is_file():
+        given = load_file(path)
+    else:
+        given = torch.load(last, map_location="cpu", weights_only=True)["average"]
+    own = network.state_dict()
     taken = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
     if not taken:
         raise InputError(
-            path, expected="at least one layer of the same shape", found="none",
+            folder, expected="at least one layer of the same shape", found="none",
             remedy="set train.shape as in the other model's card",
         )  # fmt: skip
     network.load_state_dict({**own, **taken})

@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 STAGES = (
-    "prepare", "tile", "segment", "merge", "cluster", "extract", "classify", "vote", "export",
+    "prepare",
+    "tile",
+    "segment",
+    "merge",
+    "cluster",
+    "extract",
+    "classify",
+    "vote",
+    "export",
 )
 
 # Sheet written by `tomoline onboard`: config/datasets/<name>.tsv, one row a tomogram.
@@ -91,11 +99,15 @@ class VolumeTransform:
 
     def to_given(self, zyx: NDArray[np.float64]) -> NDArray[np.float64]:
         """Coordinates `(n, 3)` of the prepared volume in voxels of the given one."""
-        return np.asarray(zyx, float) * np.asarray(self.scale_zyx) + np.asarray(self.offset_zyx)
+        scale, offset = np.asarray(self.scale_zyx, float), np.asarray(self.offset_zyx, float)
+        given: NDArray[np.float64] = np.asarray(zyx, float) * scale + offset
+        return given
 
     def to_prepared(self, zyx: NDArray[np.float64]) -> NDArray[np.float64]:
         """Coordinates `(n, 3)` of the given volume in voxels of the prepared one."""
-        return (np.asarray(zyx, float) - np.asarray(self.offset_zyx)) / np.asarray(self.scale_zyx)
+        scale, offset = np.asarray(self.scale_zyx, float), np.asarray(self.offset_zyx, float)
+        prepared: NDArray[np.float64] = (np.asarray(zyx, float) - offset) / scale
+        return prepared
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""

@@ -33,6 +33,4 @@ def test_sum_is_over_voxels_not_over_weights():
 def test_weights_fall_with_the_effective_radius():
     weights = radius_weights([2.0, 4.0], background=0.3)
     assert weights.tolist() == pytest.approx([0.3, 1.5, 0.75])
-    assert radius_weights([2.0, 4.0], 0.3, power=2.0).tolist() == pytest.approx(
-        [0.3, 2.25, 0.5625]
-    )
+    assert radius_weights([2.0, 4.0], 0.3, power=2.0).tolist() == pytest.approx([0.3, 2.25, 0.5625])

@@ -37,7 +37,7 @@ def small_trainer(folder: Path, options: TrainOptions = OPTIONS, task: str = "jo
     return Trainer(network, recipe, options, folder)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a job that was killed."""
 
 
@@ -51,11 +51,11 @@ def test_resume_after_a_kill_is_bit_exact(tmp_path):
     def dies(network, batch):
         calls.append(1)
         if len(calls) == 5:  # in the second epoch
-            raise Killed
+            raise KilledError
         return real(network, batch)
 
     broken.recipe.loss = dies
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         broken.run()
     again = small_trainer(tmp_path / "broken")
     torch.manual_seed(99)  # the resumed process may have drawn other numbers before

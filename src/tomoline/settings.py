@@ -270,6 +270,11 @@ class TrainSettings(Section):
     snr_range: tuple[float, float] = Field(
         (0.05, 3.0), description="simulator: signal-to-noise ratios, drawn evenly in the logarithm."
     )
+    voxels_per_particle: tuple[float, float] = Field(
+        (7e3, 2.6e4),
+        description="simulator: crowding, the range of a tomogram's voxels for each "
+        "particle in it.",
+    )
     init_from: str = Field(
         "", description="Folder of a model to start from; layers of equal shape are taken over."
     )
@@ -330,12 +335,7 @@ class Config(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()
     keep: list[Literal["prepared", "shards", "probability", "mask", "subtomograms", "classes"]] = (
-        Field(
-            ["prepared"],
-            description="Intermediate files to keep; the others go when no longer needed. Without "
-            "`prepared`, a later change of classify, evaluate or report, or a truth that is added, "
-            "computes everything again.",
-        )
+        Field([], description="Intermediate files to keep; the others go when no longer needed.")
     )
     simulate: SimulateSettings = SimulateSettings()
     train: TrainSettings = TrainSettings()

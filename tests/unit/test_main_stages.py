@@ -66,7 +66,8 @@ def line(tmp_path):
         "classifier": _card(tmp_path / "cls", "classifier", box_vox=20, receptive_field_vox=13),
     }  # fmt: skip
     for name in ("prepared.json", "prepared.mrc", "plan.json", "probability.mrc", "mask.mrc",
-                 "candidates.csv", "subtomograms.h5", "classes.h5", "particles.csv"):  # fmt: skip
+                 "candidates.csv", "subtomograms.h5", "classes.h5", "particles.csv",
+                 "segmentation.mrc.gz"):  # fmt: skip
         files[name] = tmp_path / "r" / name
     files["prepared.mrc"].parent.mkdir()
     VolumeTransform(
@@ -148,8 +149,8 @@ def _vote(line, dataset=DATASET, **settings):
     vote.run(
         {"candidates": line["candidates.csv"], "classes": line["classes.h5"],
          "transform": line["prepared.json"]},
-        {"particles": line["particles.csv"]}, settings=VoteSettings(**settings), tomogram="t1",
-        dataset=dataset,
+        {"particles": line["particles.csv"], "segmentation": line["segmentation.mrc.gz"]},
+        settings=VoteSettings(**settings), tomogram="t1", dataset=dataset,
     )  # fmt: skip
     return read_particles(line["particles.csv"])
 
@@ -186,6 +187,12 @@ def test_planted_particles_come_back_where_they_were(line, tiling):
     assert (table["binning"] == 4).all()
     assert (table[["tomogram_nz", "tomogram_ny", "tomogram_nx"]] == [20, 40, 48]).all(axis=None)
     assert (table["voxel_size_angstrom"] == 13.5).all()
+    labels = np.asarray(open_volume(line["segmentation.mrc.gz"]))
+    true = np.zeros(SHAPE, np.uint8)
+    for centre, radius, label in PARTICLES:
+        true[_distance(centre) <= radius] = label
+    assert (labels == true)[labels > 0].mean() > 0.99
+    assert (labels > 0).sum() > 0.9 * (true > 0).sum()
 
 
 def test_seams_do_not_show_and_outputs_are_volumes_with_a_voxel_size(line):

@@ -54,6 +54,7 @@ rule vote:
         transform=rules.prepare.output.transform,
     output:
         particles=f"{TOMOGRAM}/particles.csv",
+        segmentation=f"{TOMOGRAM}/segmentation.mrc.gz",
     log:
         log_of("vote"),
     benchmark:

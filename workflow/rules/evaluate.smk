@@ -5,6 +5,7 @@ rule evaluate:
     input:
         unpack(truth_files),
         particles=rules.vote.output.particles,
+        segmentation=rules.vote.output.segmentation,
         transform=rules.prepare.output.transform,
         volume=rules.prepare.output.volume,
     output:

@@ -29,6 +29,7 @@ from tomoline.evaluation.matching import (
     match_shrec,
 )
 from tomoline.evaluation.picking import Picks
+from tomoline.evaluation.segmentation import SegmentationScores, segmentation_scores
 from tomoline.settings import EvaluateSettings
 
 COORDINATES = ["z_vox", "y_vox", "x_vox"]
@@ -77,6 +78,7 @@ class Evaluation:
     shrec_ceiling: Localization | None
     czii: FBeta | None
     dog: PickerScores | None = None
+    segmentation: SegmentationScores | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers for evaluation.json; NaN becomes None."""
@@ -86,6 +88,13 @@ class Evaluation:
             "shrec_ceiling": None if self.shrec_ceiling is None else asdict(self.shrec_ceiling),
             "czii": None if self.czii is None else asdict(self.czii),
             "dog": None if self.dog is None else asdict(self.dog),
+            "segmentation": None
+            if self.segmentation is None
+            else {
+                "va": self.segmentation.va,
+                "mva": self.segmentation.mva,
+                "miou": self.segmentation.miou,
+            },
         }
         if ways["shrec"] is not None:
             ways["shrec"]["dilated"] = self.dilated
@@ -178,6 +187,16 @@ def with_picker(
         shrec = localization(hits, outside=outside)
     scores = PickerScores(scale_vox=best[1].scale_vox, one_to_one=best[0], shrec=shrec)
     return replace(evaluation, dog=scores)
+
+
+def with_segmentation(
+    evaluation: Evaluation,
+    predicted: NDArray[np.integer[Any]],
+    true: NDArray[np.integer[Any]],
+    n_classes: int,
+) -> Evaluation:
+    """Add VA, MVA and MIoU of a map of voxel classes (0 background) of the truth's shape."""
+    return replace(evaluation, segmentation=segmentation_scores(predicted, true, n_classes))
 
 
 def _zyx(table: pd.DataFrame) -> Floats:

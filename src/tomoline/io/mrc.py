@@ -9,6 +9,7 @@ bit 2: the origin has the opposite sign). Arrays are zyx; tuples named `_xyz` ar
 import bz2
 import gzip
 import os
+import shutil
 import string
 import zlib
 from collections.abc import Iterator
@@ -214,6 +215,26 @@ def write_volume(
 
 
 # --- the file's bytes ------------------------------------------------------------------------
+
+
+def write_compressed_volume(
+    path: str | os.PathLike[str], volume: NDArray[Any], voxel_size_angstrom: float
+) -> None:
+    """Write a zyx volume as `write_volume` does, compressed by gzip (for label maps)."""
+    target = Path(path)
+    with atomic_path(target) as partial:
+        plain = partial.with_name(f"{partial.name}.mrc")
+        try:
+            write_volume(plain, volume, voxel_size_angstrom)
+            with (
+                plain.open("rb") as source,
+                partial.open("wb") as sink,
+                # No name and no time in the file: equal volumes give equal bytes.
+                gzip.GzipFile("", "wb", 6, sink, mtime=0) as packed,
+            ):
+                shutil.copyfileobj(source, packed, 1 << 20)
+        finally:
+            plain.unlink(missing_ok=True)
 
 
 def _check_readable(file: Path) -> None:

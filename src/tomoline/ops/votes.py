@@ -35,7 +35,7 @@ class Vote:
 
     `label` is the index of the class (never 0, the background), `share` its part of the voxels
     that voted, `margin` that part less the runner-up's, `probabilities` the mean softmax of the
-    classes 1.. over these voxels, summing to 1.
+    classes 1.. over these voxels, summing to 1. `voters` marks the `voxels` that voted, in the box.
     """
 
     label: int
@@ -43,6 +43,7 @@ class Vote:
     margin: float
     probabilities: NDArray[np.float64]
     voxels: int
+    voters: NDArray[np.bool_]
 
 
 def vote_radius(size_vox: float, *, centre_radius_vox: float) -> float:
@@ -123,6 +124,7 @@ def vote(
         margin=float((counts[order[0]] - runner_up) / voxels),
         probabilities=np.asarray(means, np.float64),
         voxels=voxels,
+        voters=voters,
     )
 
 

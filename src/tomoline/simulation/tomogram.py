@@ -76,6 +76,7 @@ def random_conditions(
     shape_zyx: tuple[int, int, int],
     *,
     snr_range: tuple[float, float] = (0.05, 3.0),
+    voxels_per_particle: tuple[float, float] = (7e3, 2.6e4),
 ) -> tuple[PhantomSettings, TiltSettings, FilterSettings]:
     """Imaging conditions drawn from the range that the shipped weights are trained over.
 
@@ -87,7 +88,7 @@ def random_conditions(
     volume = nz * shape_zyx[1] * shape_zyx[2]
     phantom = PhantomSettings(
         shape_zyx=(nz, *shape_zyx[1:]),
-        particles=int(volume / rng.uniform(7e3, 2.6e4)),
+        particles=int(volume / rng.uniform(*voxels_per_particle)),
         chain_share=float(rng.uniform(0.1, 0.8)),
         amplitude_jitter=float(rng.uniform(0.0, 0.1)),
     )

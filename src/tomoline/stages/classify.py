@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from tomoline.errors import InputError
 from tomoline.infer import Progress, batched, default_batch, make_runner
-from tomoline.io.atomic import atomic_path
+from tomoline.io.subtomograms import open_subtomograms, write_classes
 from tomoline.log import get_logger
 from tomoline.settings import ClassifySettings
 
@@ -35,35 +33,22 @@ def run(
             inputs["card"], expected="a classifier", found=f"a {runner.card.role}",
             remedy="correct models.classifier in the configuration",
         )  # fmt: skip
-    names = runner.card.classes
-    with (
-        h5py.File(inputs["subtomograms"], "r") as source,
-        atomic_path(Path(outputs["classes"])) as partial,
-        h5py.File(partial, "w") as file,
-    ):
-        boxes = source["subtomograms"]
-        count, edge = boxes.shape[0], boxes.shape[1:]
-        file.attrs["classes"] = names
-        for key in ("candidate_id", "centre_zyx"):
-            file.create_dataset(key, data=source[key][()], track_times=False)
-        labels = _dataset(file, "labels", (count, *edge))
-        stored = _dataset(file, "probabilities", (count, len(names), *edge))
-        progress = Progress(count, "subtomogram", log)
+    with open_subtomograms(inputs["subtomograms"]) as boxes:
         size = default_batch(runner.device, settings.batch_size)
-        for k, p in enumerate(batched(runner, _boxes(boxes), batch_size=size)):
-            labels[k] = p.argmax(0).astype(np.uint8)
-            stored[k] = np.rint(p * 255).astype(np.uint8)
-            progress.step()
+        items = (np.asarray(boxes.boxes[k], np.float32) for k in range(len(boxes)))
+        write_classes(
+            outputs["classes"],
+            _bytes(batched(runner, items, batch_size=size), len(boxes)),
+            candidate_id=boxes.candidate_id, centre_zyx=boxes.centre_zyx, box_vox=boxes.box_vox,
+            classes=runner.card.classes,
+        )  # fmt: skip
 
 
-def _boxes(dataset: Any) -> Iterator[NDArray[np.float32]]:
-    for k in range(dataset.shape[0]):
-        yield np.asarray(dataset[k], np.float32)
-
-
-def _dataset(file: Any, name: str, shape: tuple[int, ...]) -> Any:
-    chunks = (1, *shape[1:]) if shape[0] else None
-    options = {"chunks": chunks, "compression": "gzip", "compression_opts": 1, "shuffle": True}
-    return file.create_dataset(
-        name, shape, np.uint8, track_times=False, **(options if shape[0] else {})
-    )
+def _bytes(
+    results: Iterator[NDArray[np.float32]], count: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Labels and probabilities as the file holds them, with progress in the log."""
+    progress = Progress(count, "subtomogram", log)
+    for p in results:
+        yield p.argmax(0).astype(np.uint8), np.rint(p * 255).astype(np.uint8)
+        progress.step()

@@ -13,12 +13,17 @@ from numpy.typing import NDArray
 from tomoline.contracts import VolumeTransform
 from tomoline.errors import InputError
 from tomoline.evaluation.picking import Picks, dog_picks_at_scales
-from tomoline.evaluation.scores import Evaluation, evaluate_picks, with_picker
+from tomoline.evaluation.scores import (
+    Evaluation,
+    evaluate_picks,
+    with_picker,
+    with_segmentation,
+)
 from tomoline.export.geometry import TomogramGeometry
 from tomoline.io.annotations import TruthOptions, read_occupancy, read_truth
 from tomoline.io.atomic import write_json, write_text
 from tomoline.io.mrc import open_volume
-from tomoline.io.tables import read_particles
+from tomoline.io.tables import read_particles, table_classes
 from tomoline.log import get_logger
 from tomoline.settings import DatasetSettings, EvaluateSettings, validated
 
@@ -36,7 +41,8 @@ def run(
     """Score inputs `particles` against `truth` (and `occupancy`); outputs `evaluation`, `classes`
     and `confusion`.
 
-    `volume` and `transform` are the prepared volume, for the difference-of-Gaussians picker, and
+    `segmentation` is the map of voxel classes, scored where there is an occupancy. `volume` and
+    `transform` are the prepared volume, for the difference-of-Gaussians picker, and
     its place in the given tomogram. `dataset` and `tilt_series` are needed only for a truth in a
     RELION file of a binned tomogram, or of several tomograms.
     """
@@ -47,12 +53,17 @@ def run(
     _check_inside(truth, transform.given_shape_zyx, inputs["truth"])
     given = inputs.get("occupancy")
     occupancy = read_occupancy(given, transform.given_shape_zyx) if given else None
-    evaluation = evaluate_picks(
-        read_particles(inputs["particles"]), truth, occupancy=occupancy, settings=settings
-    )
+    particles = read_particles(inputs["particles"])
+    evaluation = evaluate_picks(particles, truth, occupancy=occupancy, settings=settings)
     if settings.dog_picker:
         picks = _pick(inputs["volume"], transform, len(truth))
         evaluation = with_picker(evaluation, picks, truth, occupancy=occupancy, settings=settings)
+    if inputs.get("segmentation") and occupancy is not None:
+        labels = np.asarray(open_volume(inputs["segmentation"]))
+        names = table_classes(particles)
+        evaluation = with_segmentation(
+            evaluation, labels, true_labels(truth, occupancy, names, transform), len(names) + 1
+        )
     _write(evaluation, outputs)
     score = evaluation.one_to_one
     log.info(
@@ -90,6 +101,29 @@ def _check_inside(truth: pd.DataFrame, shape: tuple[int, int, int], source: str 
         )
     if outside:
         get_logger(__name__).warning("%s: %d positions lie outside", source, outside)
+
+
+def true_labels(
+    truth: pd.DataFrame,
+    occupancy: NDArray[np.integer[Any]],
+    names: list[str],
+    transform: VolumeTransform,
+) -> NDArray[np.int64]:
+    """Class of each voxel of the prepared volume: 1.. in the order of `names`, else 0.
+
+    The occupancy is that of the given tomogram; each prepared voxel takes its nearest one.
+    """
+    spelling = {name.casefold(): k + 1 for k, name in enumerate(names)}
+    lookup = np.zeros(max(int(occupancy.max(initial=0)), int(truth["id"].max())) + 1, np.int64)
+    lookup[truth["id"].to_numpy(int)] = [spelling.get(c.casefold(), 0) for c in truth["class"]]
+    nearest = [
+        np.clip(np.rint(np.arange(n) * scale + offset).astype(int), 0, given - 1)
+        for n, scale, offset, given in zip(
+            transform.prepared_shape_zyx, transform.scale_zyx, transform.offset_zyx,
+            occupancy.shape, strict=True,
+        )
+    ]  # fmt: skip
+    return np.asarray(lookup[occupancy[np.ix_(*nearest)]])
 
 
 def _pick(volume: str | Path, transform: VolumeTransform, number: int) -> list[Picks]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tomoline.io.atomic import atomic_path
-from tomoline.io.mrc import write_volume
+from tomoline.io.mrc import write_compressed_volume, write_volume
 from tomoline.log import get_logger
 from tomoline.settings import SimulateSettings
 from tomoline.simulation.densities import SHREC_CLASSES, load_density
@@ -88,9 +86,5 @@ def write_demo(folder: Path, name: str, made: SimulatedTomogram) -> None:
     grey = np.clip((volume - low) / (high - low) * 255 - 128, -128, 127)
     voxel = made.tilt_settings.voxel_size_angstrom
     write_volume(folder / f"{name}.mrc", np.rint(grey).astype(np.int8), voxel)
-    plain = folder / f"{name}_occupancy.mrc"
-    write_volume(plain, made.phantom.occupancy, voxel)
-    with atomic_path(plain.with_suffix(".mrc.gz")) as partial:
-        partial.write_bytes(gzip.compress(plain.read_bytes(), 9, mtime=0))
-    plain.unlink()
+    write_compressed_volume(folder / f"{name}_occupancy.mrc.gz", made.phantom.occupancy, voxel)
     write_locations(folder / f"{name}_particle_locations.txt", made.phantom)

@@ -103,6 +103,7 @@ def _source(settings: TrainSettings, densities: list[Density], folder: Path) -> 
             shape_zyx=settings.shape_zyx,
             seed=settings.seed,
             snr_range=settings.snr_range,
+            voxels_per_particle=settings.voxels_per_particle,
         )
     return FolderSource(
         [Path(f) for f in settings.folders], [Path(f) for f in settings.validation_folders],

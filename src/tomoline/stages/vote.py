@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 
 from tomoline.contracts import VolumeTransform
 from tomoline.errors import InputError
+from tomoline.io.mrc import write_compressed_volume
 from tomoline.io.subtomograms import LabelledBoxes, open_classes
 from tomoline.io.tables import (
     ACCEPTED,
@@ -23,6 +24,7 @@ from tomoline.io.tables import (
     write_particles,
 )
 from tomoline.log import get_logger
+from tomoline.ops.patches import box_starts
 from tomoline.ops.votes import NO_LABELS, Vote, vote, vote_radius
 from tomoline.settings import DatasetSettings, VoteSettings, validated
 from tomoline.stages.extract import CENTRE_COLUMNS
@@ -42,7 +44,9 @@ def run(
     """Vote on every subtomogram of one tomogram and write its particle table.
 
     Inputs `candidates` (candidates.csv), `classes` (HDF5 of the classify stage) and `transform`
-    (prepared.json); output `particles` (particles.csv). `dataset` is its `DatasetSettings` as a
+    (prepared.json); outputs `particles` (particles.csv) and `segmentation`, the class of each voxel
+    of the prepared volume that voted for an accepted particle (label = place in the classifier's
+    classes). `dataset` is its `DatasetSettings` as a
     dictionary. Every candidate gets a row, the rejected ones with their reason.
     """
     candidates = read_candidates(inputs["candidates"])
@@ -65,6 +69,19 @@ def run(
     columns = _place_columns(candidates, transform, tomogram, _binning(transform, dataset))
     table = particle_table(columns | _verdict_columns(verdicts, classes), classes)
     write_particles(outputs["particles"], table)
+    kept = [
+        (centre, found)
+        for row, number, centre in zip(
+            verdicts, candidates["candidate_id"], candidates[CENTRE_COLUMNS].to_numpy(float),
+            strict=True,
+        )
+        if row["status"] == ACCEPTED and (found := votes[number]) is not None
+    ]  # fmt: skip
+    write_compressed_volume(
+        outputs["segmentation"],
+        _segmentation(kept, transform.prepared_shape_zyx),
+        transform.prepared_voxel_size_angstrom,
+    )
     _tell(table)
 
 
@@ -93,6 +110,19 @@ def _votes(
             )
         )
     return found
+
+
+def _segmentation(
+    kept: list[tuple[NDArray[np.float64], Vote]], shape_zyx: tuple[int, int, int]
+) -> NDArray[np.int8]:
+    """Class of each voxel `(z, y, x)`; where two particles claim one, the later has it."""
+    labels = np.zeros(shape_zyx, np.int8)
+    for centre, found in kept:
+        start = box_starts(centre[None], found.voters.shape[0])[0]
+        voxels = np.argwhere(found.voters) + start
+        voxels = voxels[((voxels >= 0) & (voxels < shape_zyx)).all(1)]
+        labels[tuple(voxels.T)] = found.label
+    return labels
 
 
 def _verdict(

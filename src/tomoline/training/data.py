@@ -63,9 +63,11 @@ class SimulatedSource:
         self, densities: Path, classes: Sequence[str], *, shape_zyx: tuple[int, int, int],
         seed: int,
         snr_range: tuple[float, float] = (0.05, 3.0),
+        voxels_per_particle: tuple[float, float] = (7e3, 2.6e4),
     ) -> None:  # fmt: skip
         self.densities: list[Density] = [load_density(densities, name) for name in classes]
-        self.shape_zyx, self.seed, self.snr_range = shape_zyx, seed, snr_range
+        self.shape_zyx, self.seed = shape_zyx, seed
+        self.ranges = {"snr_range": snr_range, "voxels_per_particle": voxels_per_particle}
 
     def volumes(self, epoch: int, count: int) -> list[TrainingVolume]:
         """`count` tomograms that belong to this epoch alone."""
@@ -77,7 +79,7 @@ class SimulatedSource:
         return [self._make(VALIDATION_SEED + k) for k in range(count)]
 
     def _make(self, seed: int) -> TrainingVolume:
-        phantom, tilt, radial = random_conditions(seed, self.shape_zyx, snr_range=self.snr_range)
+        phantom, tilt, radial = random_conditions(seed, self.shape_zyx, **self.ranges)
         made = simulate_tomogram(self.densities, phantom, tilt, filter_settings=radial, seed=seed)
         return self._truth(made)
 

@@ -116,7 +116,8 @@ class Trainer:
             loss = self.recipe.loss(self.network, batch)
             if not torch.isfinite(loss):
                 raise InputError(
-                    "train", expected="a finite loss", found=f"{float(loss.detach())} in epoch {epoch}",
+                    "train", expected="a finite loss",
+                    found=f"{float(loss.detach())} in epoch {epoch}",
                     remedy="lower train.learning_rate; the last checkpoint is kept",
                 )  # fmt: skip
             loss.backward()  # type: ignore[no-untyped-call]

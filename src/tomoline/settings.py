@@ -43,7 +43,7 @@ class PrepareSettings(Section):
     rescale: Literal["auto", "never"] = Field(
         "auto",
         description="auto: Fourier crop or pad to the model's voxel size when they differ by more "
-        "than rescale_tolerance; never: refuse such a tomogram.",
+        "than rescale_tolerance; never: refuse a voxel size outside the model's range.",
     )
     rescale_tolerance: float = Field(
         0.03, ge=0, le=0.2, description="Relative difference of voxel size that is left as it is."

@@ -216,3 +216,21 @@ def test_figures_on_the_evaluation_data(
     candidates = dog_picks_at_scales(volume, number=len(true))
     result = with_picker(result, candidates, true, occupancy=occupancy, settings=SETTINGS)
     assert result.dog.one_to_one.f1 == pytest.approx(dog, abs=0.005)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_map_of_voxel_classes_is_scored_on_the_prepared_grid(scale: float, tmp_path: Path) -> None:
+    inputs = stage_inputs(tmp_path, scale)
+    ids = balls()
+    labels = np.array([0, 1, 1, 2, 1], np.int8)[ids]  # the fourth particle named wrongly
+    write_volume(tmp_path / "segmentation.mrc", labels, 10.0)
+    wanted = outputs(tmp_path)
+    evaluate.run(
+        inputs | {"segmentation": f"{tmp_path}/segmentation.mrc"}, wanted,
+        settings=EvaluateSettings(dog_picker=False),
+    )  # fmt: skip
+    found = json.loads(wanted["evaluation"].read_text())["segmentation"]
+    ball, everything = int((ids == 1).sum()), ids.size
+    assert found["va"] == pytest.approx(1 - ball / everything, abs=1e-6)
+    assert found["mva"] == pytest.approx((1 + 1 + 0.5) / 3, abs=1e-6)
+    assert found["miou"] == pytest.approx((1 + 2 / 3 + 1 / 2) / 3, abs=1e-6)

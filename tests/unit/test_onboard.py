@@ -396,6 +396,7 @@ def test_tomograms_of_one_tilt_series_are_told(project: Path, data: Path, good: 
     rows = run(project, data).rows
     assert [row.verdict for row in rows] == ["ok", "warning"]
     assert "same tilt series (TS_1) as TS_1" in rows[1].reason
+    assert [row.tilt_series for row in rows] == ["TS_1", "TS_1_denoised"]
     # a further run, with every row judged again, says the same of the same row
     rows = run(project, data, voxel_size_angstrom=10.0).rows
     assert [row.verdict for row in rows] == ["ok", "warning"]

@@ -46,7 +46,6 @@ _PACKAGES = {
     "pydantic": "pydantic",
     "PyYAML": "yaml",
     "matplotlib": "matplotlib",
-    "altair": "altair",
 }
 # A 256 x 256 x 128 tomogram needs about this much with the shipped networks.
 _LEAST_MEMORY_GIB = 2.0

@@ -429,11 +429,14 @@ def _judged(
     natural = natural_name(facts.path)
     if row.tomogram == safe_name(natural) != natural:
         notes.append(f"named {row.tomogram}, because {natural!r} cannot be a folder's name")
-    sisters = [r.tomogram for r in before if is_run(r) and r.tilt_series == row.tilt_series]
-    if sisters and verdict != "refused":
+    # Two tomograms under one name would put its particles twice into the combined exports.
+    series = tilt_series_name(row.tomogram)
+    sisters = [r.tomogram for r in before if is_run(r) and r.tilt_series == series]
+    if sisters and verdict != "refused" and row.tilt_series in (series, row.tomogram):
+        row = row.model_copy(update={"tilt_series": row.tomogram})
         notes.append(
-            f"of the same tilt series ({row.tilt_series}) as {', '.join(sisters)}; set use to no, "
-            "or combined exports hold its particles twice"
+            f"of the same tilt series ({series}) as {', '.join(sisters)}, so it is exported as "
+            f"{row.tomogram}; set use of one to no, or correct tilt_series"
         )
     if notes and verdict == "ok":
         verdict = "warning"

@@ -284,7 +284,13 @@ class TrainSettings(Section):
     )
     batch_size: int = Field(1, ge=1, description="Windows a step, on each device.")
     steps_per_epoch: int = Field(32, ge=1, description="Steps an epoch.")
-    volumes_per_epoch: int = Field(3, ge=1, description="Tomograms an epoch draws from.")
+    volumes_per_epoch: int = Field(3, ge=1, description="New tomograms an epoch.")
+    pool_volumes: int = Field(
+        0,
+        ge=0,
+        description="Tomograms drawn from, those of earlier epochs among them; 0: only "
+        "the new ones.",
+    )
     validation_volumes: int = Field(2, ge=1, description="Held-out tomograms.")
     gamma: float = Field(2.0, ge=0, description="Focusing of the loss; 0: cross-entropy.")
     core_alpha: float = Field(4.0, gt=0, description="Weight of the localizer's particle class.")
@@ -293,12 +299,18 @@ class TrainSettings(Section):
         1.0, ge=0, description="Class weights are (mean(R_e) / R_e) to this power."
     )
     core_loss_weight: float = Field(2.0, gt=0, description="joint: weight of the localizer.")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's rate.")
+    optimiser: Literal["adam", "muon"] = Field(
+        "adam", description="adam as in the paper; muon learns faster from few steps."
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="Rate of the optimiser.")
     schedule: Literal["paper", "cosine"] = Field(
         "paper", description="paper: a tenth after every step_epochs; cosine: falls to zero."
     )
     step_epochs: int = Field(80, ge=1, description="paper: epochs at one rate.")
     max_epochs: int = Field(500, ge=1, description="Epochs at most.")
+    stop_epochs: int = Field(
+        0, ge=0, description="End after this many epochs of the schedule; 0: at its end."
+    )
     warmup_epochs: float = Field(0.0, ge=0, description="Epochs over which the rate rises.")
     patience: int = Field(
         100, ge=1, description="Stop after this many epochs without a better validation loss."

@@ -67,12 +67,18 @@ class SimulatedSource:
     ) -> None:  # fmt: skip
         self.densities: list[Density] = [load_density(densities, name) for name in classes]
         self.shape_zyx, self.seed = shape_zyx, seed
+        self._pool: dict[int, TrainingVolume] = {}
         self.ranges = {"snr_range": snr_range, "voxels_per_particle": voxels_per_particle}
 
-    def volumes(self, epoch: int, count: int) -> list[TrainingVolume]:
-        """`count` tomograms that belong to this epoch alone."""
+    def volumes(self, epoch: int, count: int, pool: int = 0) -> list[TrainingVolume]:
+        """`count` new tomograms and those of the epochs before, `pool` in all.
+
+        A pool of many conditions keeps a network from following the last few tomograms.
+        """
         first = self.seed * 1_000_000 + epoch * count
-        return [self._make(first + k) for k in range(count)]
+        wanted = range(first + count - max(pool, count), first + count)
+        self._pool = {k: self._pool[k] if k in self._pool else self._make(k) for k in wanted}
+        return list(self._pool.values())
 
     def validation(self, count: int) -> list[TrainingVolume]:
         """Held-out tomograms, always the same ones."""

@@ -31,8 +31,9 @@ class FolderSource:
         self.train, self.held_out = list(train), list(validation)
         self.classes, self.radii, self.seed = list(classes), list(radii_vox), seed
 
-    def volumes(self, epoch: int, count: int) -> list[TrainingVolume]:
-        """`count` tomograms drawn without repetition while there are enough."""
+    def volumes(self, epoch: int, count: int, pool: int = 0) -> list[TrainingVolume]:
+        """`count` tomograms, or `pool`, drawn without repetition while there are enough."""
+        count = max(pool, count)
         rng = np.random.default_rng([self.seed, epoch, 3])
         order = np.concatenate([rng.permutation(len(self.train)) for _ in range(count)])[:count]
         return [self._read(self.train[k]) for k in order]

@@ -16,6 +16,7 @@ from tomoline.errors import InputError
 from tomoline.io.atomic import atomic_path
 from tomoline.log import get_logger
 from tomoline.training import distributed
+from tomoline.training.optimisers import Muon
 from tomoline.training.options import TrainOptions
 
 log = get_logger(__name__)
@@ -50,7 +51,8 @@ class Trainer:
         self, network: nn.Module, recipe: Recipe, options: TrainOptions, folder: Path
     ) -> None:
         self.network, self.recipe, self.options, self.folder = network, recipe, options, folder
-        self.optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+        kind = Muon if options.optimiser == "muon" else torch.optim.Adam
+        self.optimiser = kind(network.parameters(), lr=options.learning_rate)
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
         self.next_epoch, self.steps = 0, 0
         self.best, self.best_epoch = math.inf, -1
@@ -60,7 +62,8 @@ class Trainer:
         """Train until `max_epochs` or until validation has not improved for `patience` epochs."""
         self.resume()
         started, first = time.monotonic(), self.next_epoch
-        while self.next_epoch < self.options.max_epochs and not self._stale():
+        last = self.options.stop_epochs or self.options.max_epochs
+        while self.next_epoch < last and not self._stale():
             epoch = self.next_epoch
             row: dict[str, Any] = {"epoch": epoch, **self._train_epoch(epoch)}
             if self._is_validation_epoch(epoch):
@@ -73,10 +76,10 @@ class Trainer:
             self._save("checkpoint.pt")
             distributed.wait()
             pace = (time.monotonic() - started) / (self.next_epoch - first)
-            left = pace * (self.options.max_epochs - self.next_epoch)
+            left = pace * (last - self.next_epoch)
             figures = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch")
             log.info("epoch %d of %d  %s  at most %.0f min left", self.next_epoch,
-                     self.options.max_epochs, figures, left / 60)  # fmt: skip
+                     last, figures, left / 60)  # fmt: skip
 
     def best_weights(self) -> dict[str, Tensor]:
         """Averaged weights of the epoch with the smallest validation loss."""
@@ -145,7 +148,9 @@ class Trainer:
 
     def _is_validation_epoch(self, epoch: int) -> bool:
         every = self.options.validate_every
-        return (epoch + 1) % every == 0 or epoch + 1 == self.options.max_epochs
+        return (epoch + 1) % every == 0 or epoch + 1 == (
+            self.options.stop_epochs or self.options.max_epochs
+        )
 
     def _stale(self) -> bool:
         return self.best_epoch >= 0 and (

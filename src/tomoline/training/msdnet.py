@@ -25,7 +25,7 @@ Task = Literal["localizer", "classifier", "joint"]
 class Source(Protocol):
     """Where training tomograms come from."""
 
-    def volumes(self, epoch: int, count: int) -> list[TrainingVolume]: ...
+    def volumes(self, epoch: int, count: int, pool: int = 0) -> list[TrainingVolume]: ...
 
     def validation(self, count: int) -> list[TrainingVolume]: ...
 
@@ -39,7 +39,8 @@ class MSDNetRecipeOptions:
     centred: bool = False  # crops about particles (as the classifier's input) or anywhere
     batch_size: int = 1
     steps_per_epoch: int = 32
-    volumes_per_epoch: int = 4
+    volumes_per_epoch: int = 4  # new ones
+    pool_volumes: int = 0  # with those of earlier epochs; 0: only the new ones
     validation_volumes: int = 2
     gamma: float = 2.0
     core_alpha: float = 4.0  # weight of the localizer's particle class
@@ -67,7 +68,9 @@ class MSDNetRecipe:
     def epoch(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
         """Random windows of the epoch's tomograms."""
         o = self.options
-        volumes = self.source.volumes(epoch * o.processes + o.rank, o.volumes_per_epoch)
+        volumes = self.source.volumes(
+            epoch * o.processes + o.rank, o.volumes_per_epoch, o.pool_volumes
+        )
         rng = np.random.default_rng([o.seed, epoch, 4, *([o.rank] if o.rank else [])])
         for _ in range(o.steps_per_epoch):
             items = [self._window(volumes[rng.integers(len(volumes))], rng)

@@ -10,10 +10,12 @@ from typing import Literal
 class TrainOptions:
     """Optimiser, schedule and stopping; epochs are counted from 0."""
 
+    optimiser: Literal["adam", "muon"] = "adam"
     learning_rate: float = 1e-3
     schedule: Literal["paper", "cosine"] = "paper"
     step_epochs: int = 80  # paper: divided by 10 after every 80 epochs
     max_epochs: int = 500
+    stop_epochs: int = 0  # end here, on the schedule for max_epochs; 0: at its end
     warmup_epochs: float = 0.0
     patience: int = 100  # epochs without a better validation loss before stopping
     validate_every: int = 1

@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 CORES ?= all
 TESTS ?= tests
 
-.PHONY: help setup demo test lint format weights bench generate lock
+.PHONY: help setup demo evaluation test lint format weights bench generate lock
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -30,6 +30,12 @@ demo: $(READY) ## Run two shipped tomograms to STAR files and a report
 	$(BIN)/snakemake --config datasets='[demo]' --report results/demo/report.html
 	@$(BIN)/tomoline status --dataset demo
 	@$(BIN)/tomoline scores demo
+
+SHARED ?= ../shared/data/tomograms
+evaluation: $(READY) ## Run and score tomograms made by other people's programs (SHARED=folder)
+	$(BIN)/tomoline onboard $(SHARED) --name evaluation --contrast dark
+	$(BIN)/snakemake --cores $(CORES) --config datasets='[evaluation]'
+	@$(BIN)/tomoline scores evaluation
 
 test: $(READY) ## Unit and workflow tests (TESTS=tests/unit for a part)
 	$(BIN)/python -m pytest $(TESTS)
@@ -52,7 +58,7 @@ weights: $(READY) ## Train the shipped models again, step by step (hours; days w
 	done
 
 bench: $(READY) ## Speed of the networks' kernels on this machine
-	for file in benchmarks/*.py; do $(BIN)/python "$$file"; done
+	for file in benchmarks/bench_*.py; do $(BIN)/python "$$file"; done
 
 generate: $(READY) ## Write config.yaml, its schema and config/README.md from settings.py
 	$(BIN)/python -m tomoline.settings

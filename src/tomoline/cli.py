@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from tomoline.errors import TomolineError
+from tomoline.errors import InputError, TomolineError
 
 Arguments = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
@@ -222,6 +222,42 @@ def model_command(arguments: argparse.Namespace) -> int:
     facts = examine_model(folder)
     print(format_model(facts), end="")
     return 1 if facts.disagreements else 0
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    add_project(parser)
+    parser.add_argument("settings", type=Path, help="a YAML file with a `train` section")
+
+
+@command("train", _train_arguments)
+def train_command(arguments: argparse.Namespace) -> int:
+    """Train a network; under `torchrun`, with one process for each GPU.
+
+    It is what `snakemake train` runs, for several GPUs: `torchrun --nproc-per-node=4 --no-python
+    tomoline train config/training/FILE.yaml`.
+    """
+    from tomoline.log import job_log  # noqa: PLC0415
+    from tomoline.settings import TrainSettings, validated  # noqa: PLC0415
+    from tomoline.stages.train import output_paths, run  # noqa: PLC0415
+
+    text = arguments.settings.read_text() if arguments.settings.is_file() else ""
+    section = (yaml.safe_load(text) or {}).get("train")
+    if section is None:
+        raise InputError(
+            arguments.settings, expected="a YAML file with a `train` section",
+            found="no such section" if text else "no such file or an empty one",
+            remedy="start from a file of config/training",
+        )  # fmt: skip
+    settings = validated(TrainSettings, section, source=arguments.settings)
+    folder = arguments.project / "results" / "models"
+    outputs = output_paths(settings, folder)
+    with job_log(folder / settings.name / "logs" / "train.log"):
+        run(
+            {"densities": arguments.project / "resources" / "densities"}, outputs,
+            settings=settings, work=str(folder / settings.name / "checkpoints"),
+        )  # fmt: skip
+    print("\n".join(str(path) for path in outputs.values()))
+    return 0
 
 
 def _init_arguments(parser: argparse.ArgumentParser) -> None:

@@ -207,3 +207,32 @@ def test_init_works_on_the_real_repository(
     assert (tmp_path / "p/config/config.yaml").is_file()
     assert (tmp_path / "p/Snakefile").is_file()
     assert "tomoline onboard" in capsys.readouterr().out
+
+
+def test_train_makes_models_that_load_and_goes_on_where_it_stopped(tmp_path, capsys):
+    """One epoch of a very small network, by the command that `torchrun` starts."""
+    densities = Path(__file__).parents[2] / "resources" / "densities"
+    (tmp_path / "resources").mkdir()
+    (tmp_path / "resources" / "densities").symlink_to(densities)
+    recipe = {
+        "name": "tiny", "classes": ["1bxn", "3qm1"], "shape_zyx": [24, 40, 40], "crop_vox": 16,
+        "shape": {"depth": 2, "width": 2, "max_dilation": 2}, "steps_per_epoch": 2,
+        "volumes_per_epoch": 1, "validation_volumes": 1, "max_epochs": 1, "box_vox": 16,
+        "device": "cpu", "precision": "float32",
+    }  # fmt: skip
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump({"train": recipe}))
+    assert cli.main(["train", str(file), "--project", str(tmp_path)]) == 0
+    models = tmp_path / "results" / "models"
+    for part, classes in (("localizer", 2), ("classifier", 3)):
+        assert cli.main(["model", str(models / f"tiny-{part}"), "--project", str(tmp_path)]) == 0
+        card = yaml.safe_load((models / f"tiny-{part}" / "card.yaml").read_text())
+        assert len(card["classes"]) == classes
+        assert card["training"]["name"] == "tiny"
+    assert (models / "tiny" / "curves.png").stat().st_size > 1000
+    before = (models / "tiny-localizer" / "weights.safetensors").read_bytes()
+    assert cli.main(["train", str(file), "--project", str(tmp_path)]) == 0
+    assert (models / "tiny-localizer" / "weights.safetensors").read_bytes() == before
+    file.write_text("train: {nmae: x}")
+    assert cli.main(["train", str(file), "--project", str(tmp_path)]) == 2
+    assert "did you mean `name`" in capsys.readouterr().err

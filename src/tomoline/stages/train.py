@@ -81,6 +81,14 @@ def run(
     _write_models(trainer, settings, classes, outputs, source)
 
 
+def output_paths(settings: TrainSettings, folder: Path) -> dict[str, Path]:
+    """Where a training's curves and models go below a folder of models."""
+    parts = ["localizer", "classifier"] if settings.task == "joint" else [settings.task]
+    own = folder / settings.name
+    models = {part: folder / f"{settings.name}-{part}" / "card.yaml" for part in parts}
+    return {**models, "curves": own / "curves.jsonl", "picture": own / "curves.png"}
+
+
 def _name(dtype: torch.dtype) -> Any:
     return str(dtype).removeprefix("torch.")
 

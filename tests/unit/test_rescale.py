@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tomoline.ops import rescale as module
@@ -106,6 +106,9 @@ def test_memory_order_and_byte_order_change_nothing() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(length=st.integers(1, 1100), scale=st.floats(0.2, 8))
+@example(length=1, scale=3.0078125)
+@example(length=1, scale=0.9982)
+@example(length=1, scale=1.9981750912765615)
 def test_the_plan_meets_the_scale_and_fills_the_volume(length: int, scale: float) -> None:
     plan = plan_axis(length, scale)
     assert plan.period >= length + module.MIN_RIM

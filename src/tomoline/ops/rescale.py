@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 MIN_RIM = 32
 _GOOD_ENOUGH = 1e-4
+_TOLERABLE = 5e-4
+_LONG_REACH = 1024
 _BLOCK_VOXELS = 2_000_000
 
 
@@ -47,18 +49,26 @@ def plan_axis(length: int, scale: float) -> AxisPlan:
     """
     if length < 1 or not scale > 0:
         raise ValueError(f"length {length} and scale {scale} must be positive")
-    rim = max(MIN_RIM, int(np.ceil(16 * scale)))
-    candidates = []
-    for period in range(length + rim, length + rim + max(256, length // 4)):
-        new_period = max(1, round(period / scale))
-        error = abs(period / new_period / scale - 1)
-        cost = period * (16 + _largest_factor(period) + _largest_factor(new_period))
-        candidates.append((max(error, _GOOD_ENOUGH), cost, period, new_period))
-    _, _, period, new_period = min(candidates)
+    error, period, new_period = _best_period(length, scale, reach=max(256, length // 4))
+    if error > _TOLERABLE:  # a scale just beside a plain ratio, on a short axis
+        _, period, new_period = _best_period(length, scale, reach=_LONG_REACH)
     exact = period / new_period
     # The small allowance keeps a centre that falls on the face (integer scales) on one side.
     new_length = max(1, int(np.floor((length - 0.5) / exact - 1e-6)) + 1)
     return AxisPlan(length=length, period=period, new_period=new_period, new_length=new_length)
+
+
+def _best_period(length: int, scale: float, *, reach: int) -> tuple[float, int, int]:
+    """Return the relative error and the periods before and after, out of `reach` candidates."""
+    rim = max(MIN_RIM, int(np.ceil(16 * scale)))
+    candidates = []
+    for period in range(length + rim, length + rim + reach):
+        new_period = max(1, round(period / scale))
+        error = abs(period / new_period / scale - 1)
+        cost = period * (16 + _largest_factor(period) + _largest_factor(new_period))
+        candidates.append((max(error, _GOOD_ENOUGH), cost, period, new_period))
+    error, _, period, new_period = min(candidates)
+    return error, period, new_period
 
 
 def rescale(

@@ -11,13 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tomoline.errors import InputError
 
 SAFE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
+def _number(value: object) -> object:
+    """A number given on the command line arrives as text, which a choice of numbers refuses."""
+    return int(value) if isinstance(value, str) and value.strip().isdigit() else value
+
+
+Flips = Annotated[Literal[1, 2, 4, 8], BeforeValidator(_number)]
 
 
 class Section(BaseModel):
@@ -83,7 +91,7 @@ class InferenceSettings(Section):
     kernel: Literal["auto", "plain"] = Field(
         "auto", description="plain forces the reference code of each network."
     )
-    test_time_flips: Literal[1, 2, 4, 8] = Field(
+    test_time_flips: Flips = Field(
         1, description="Average over this many flips of the input (the missing wedge stays)."
     )
 
@@ -91,7 +99,7 @@ class InferenceSettings(Section):
 class ClassifySettings(InferenceSettings):
     """How the classifier is run on the subtomograms."""
 
-    test_time_flips: Literal[1, 2, 4, 8] = Field(
+    test_time_flips: Flips = Field(
         8, description="Average over this many flips of the input (the missing wedge stays)."
     )
 
@@ -347,7 +355,12 @@ class Config(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()
     keep: list[Literal["prepared", "shards", "probability", "mask", "subtomograms", "classes"]] = (
-        Field([], description="Intermediate files to keep; the others go when no longer needed.")
+        Field(
+            ["prepared"],
+            description="Intermediate files to keep; the others go when no longer needed. Without "
+            "`prepared`, a later change of classify, evaluate or report, or a truth that is added, "
+            "computes everything again.",
+        )
     )
     simulate: SimulateSettings = SimulateSettings()
     train: TrainSettings = TrainSettings()

@@ -56,6 +56,7 @@ def save_model(folder: str | Path, card: ModelCard, state: dict[str, Tensor]) ->
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / WEIGHTS) as partial:
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, partial)
+        partial.chmod(0o644)  # safetensors writes for its user alone
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     count = sum(v.numel() for v in state.values())
     card = card.model_copy(update={"weights_sha256": digest, "n_parameters": count})

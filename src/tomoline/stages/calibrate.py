@@ -1,4 +1,4 @@
-"""The localizer's threshold: the one with the best F1 on held-out tomograms."""
+"""The localizer's threshold and bandwidth: those with the best F1 on held-out tomograms."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from tomoline.settings import ClusterSettings
 from tomoline.training.data import TrainingVolume
 
 THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
+BANDWIDTHS_VOX = (2.5, 3.0, 3.5)  # about the radii of the cores
 HIT_DISTANCE_VOX = 5.0
 
 
 @dataclass(frozen=True)
-class ChosenThreshold:
-    """The best threshold, and the localization figures with it on the held-out tomograms."""
+class Calibration:
+    """The best threshold and bandwidth, and what they give on the held-out tomograms."""
 
     threshold: float
+    bandwidth_vox: float
     figures: dict[str, Any]
 
 
@@ -42,27 +44,32 @@ def particle_probability(
         return np.asarray(logits.float().softmax(1)[0, 1].cpu().numpy())
 
 
-def choose_threshold(
-    network: MSDNet, volumes: Sequence[TrainingVolume], *, bandwidth_vox: float
-) -> ChosenThreshold:
-    """Run the localizer and the clustering on held-out tomograms at each threshold."""
+def calibrate(network: MSDNet, volumes: Sequence[TrainingVolume]) -> Calibration:
+    """Run the localizer and the clustering on held-out tomograms with every pair of settings."""
     maps = [particle_probability(network.eval(), v.volume) for v in volumes]
+    tried = [
+        _tried(maps, volumes, threshold, bandwidth)
+        for threshold in THRESHOLDS
+        for bandwidth in BANDWIDTHS_VOX
+    ]
+    return max(tried, key=lambda c: c.figures["f1"])
+
+
+def _tried(
+    maps: Sequence[NDArray[np.float32]],
+    volumes: Sequence[TrainingVolume],
+    threshold: float,
+    bandwidth: float,
+) -> Calibration:
     least = ClusterSettings().min_size_vox
-    best = ChosenThreshold(0.5, {"f1": -1.0})
-    for threshold in THRESHOLDS:
-        figures = []
-        for volume, p in zip(volumes, maps, strict=True):
-            found = find_clusters(p >= threshold, p, bandwidth_vox=bandwidth_vox)
-            centres = found.centres[found.size_vox >= least]
-            matching = match_one_to_one(centres, volume.centres_zyx, HIT_DISTANCE_VOX)
-            figures.append(localization(matching))
-        f1 = float(np.mean([f.f1 for f in figures]))
-        if f1 > best.figures["f1"]:
-            best = ChosenThreshold(threshold, {
-                "f1": round(f1, 4),
-                "precision": round(float(np.mean([f.precision for f in figures])), 4),
-                "recall": round(float(np.mean([f.recall for f in figures])), 4),
-                "ad_vox": round(float(np.nanmean([f.ad_vox for f in figures])), 3),
-                "hit_distance_vox": HIT_DISTANCE_VOX,
-            })  # fmt: skip
-    return best
+    scores = []
+    for volume, p in zip(volumes, maps, strict=True):
+        found = find_clusters(p >= threshold, p, bandwidth_vox=bandwidth)
+        centres = found.centres[found.size_vox >= least]
+        matching = match_one_to_one(centres, volume.centres_zyx, HIT_DISTANCE_VOX)
+        scores.append(localization(matching))
+    figures = {
+        name: round(float(np.nanmean([getattr(s, name) for s in scores])), 4)
+        for name in ("f1", "precision", "recall", "ad_vox")
+    }
+    return Calibration(threshold, bandwidth, figures | {"hit_distance_vox": HIT_DISTANCE_VOX})

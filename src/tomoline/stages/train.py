@@ -26,7 +26,7 @@ from tomoline.networks.weights import WEIGHTS, ModelCard, save_model
 from tomoline.report.curves import draw_curves
 from tomoline.settings import TrainSettings
 from tomoline.simulation.densities import SHREC_CLASSES, Density, load_density
-from tomoline.stages.calibrate import choose_threshold
+from tomoline.stages.calibrate import calibrate
 from tomoline.training import distributed
 from tomoline.training.data import SimulatedSource
 from tomoline.training.folders import FolderSource
@@ -40,7 +40,7 @@ log = get_logger(__name__)
 Part = Literal["localizer", "classifier"]
 VOXEL_SIZE_ANGSTROM = 10.0  # of the shipped densities
 VOXEL_SIZE_RANGE_ANGSTROM = (9.0, 11.0)  # what a network sees without harm; beyond, rescale
-BANDWIDTH_VOX = 3.5  # the largest core's radius
+BANDWIDTH_VOX = 3.0  # until it is chosen on held-out tomograms
 
 
 def run(
@@ -175,11 +175,13 @@ def _with_threshold(
 ) -> ModelCard:
     network = MSDNet(**card.parameters)
     network.load_state_dict(dict(state))
-    chosen = choose_threshold(
-        network, source.validation(settings.validation_volumes), bandwidth_vox=BANDWIDTH_VOX
-    )
+    chosen = calibrate(network, source.validation(settings.validation_volumes))
     return card.model_copy(
-        update={"threshold": chosen.threshold, "metrics": {**card.metrics, **chosen.figures}}
+        update={
+            "threshold": chosen.threshold,
+            "bandwidth_vox": chosen.bandwidth_vox,
+            "metrics": {**card.metrics, **chosen.figures},
+        }
     )
 
 

@@ -68,8 +68,8 @@ def _tried(
         centres = found.centres[found.size_vox >= least]
         matching = match_one_to_one(centres, volume.centres_zyx, HIT_DISTANCE_VOX)
         scores.append(localization(matching))
-    figures = {
-        name: round(float(np.nanmean([getattr(s, name) for s in scores])), 4)
-        for name in ("f1", "precision", "recall", "ad_vox")
-    }
+    figures: dict[str, Any] = {}
+    for name in ("f1", "precision", "recall", "ad_vox"):
+        known = [v for v in (getattr(s, name) for s in scores) if np.isfinite(v)]
+        figures[name] = round(float(np.mean(known)), 4) if known else None
     return Calibration(threshold, bandwidth, figures | {"hit_distance_vox": HIT_DISTANCE_VOX})

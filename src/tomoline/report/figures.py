@@ -306,7 +306,7 @@ def _span(arrays: Sequence[NDArray[np.float64]], *, zero: bool = False) -> tuple
 
 def _label_width(names: Iterable[str]) -> int:
     longest = max([len(_shorten(name)) for name in names], default=4)
-    return int(min(max(44, 12 + _LETTER * longest), 170))
+    return int(min(max(44, 20 + _LETTER * longest), 180))
 
 
 def _shorten(name: str, most: int = 22) -> str:

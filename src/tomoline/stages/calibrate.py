@@ -18,7 +18,7 @@ from tomoline.ops.clusters import find_clusters
 from tomoline.settings import ClusterSettings
 from tomoline.training.data import TrainingVolume
 
-THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
+THRESHOLDS = tuple(round(0.3 + 0.025 * k, 3) for k in range(27))  # 0.3 to 0.95
 BANDWIDTHS_VOX = (2.5, 3.0, 3.5)  # about the radii of the cores
 HIT_DISTANCE_VOX = 5.0
 

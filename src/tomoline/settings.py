@@ -96,6 +96,14 @@ class InferenceSettings(Section):
     )
 
 
+class SegmentSettings(InferenceSettings):
+    """How the localizer is run on the windows."""
+
+    test_time_flips: Flips = Field(
+        4, description="Average over this many flips of the input (the missing wedge stays)."
+    )
+
+
 class ClassifySettings(InferenceSettings):
     """How the classifier is run on the subtomograms."""
 
@@ -345,7 +353,7 @@ class Config(Section):
     models: ModelsSettings = ModelsSettings()
     prepare: PrepareSettings = PrepareSettings()
     tiling: TilingSettings = TilingSettings()
-    segment: InferenceSettings = InferenceSettings()
+    segment: SegmentSettings = SegmentSettings()
     merge: MergeSettings = MergeSettings()
     cluster: ClusterSettings = ClusterSettings()
     extract: ExtractSettings = ExtractSettings()

@@ -22,11 +22,11 @@ from tomoline.networks.cards import ModelCard
 from tomoline.networks.msdnet import MSDNet
 from tomoline.networks.weights import load_network, save_model
 from tomoline.ops.tiles import plan_tiles
-from tomoline.settings import ClassifySettings, InferenceSettings
+from tomoline.settings import ClassifySettings, SegmentSettings
 from tomoline.stages import segment
 
 SHAPE = {"depth": 3, "width": 4, "max_dilation": 3, "dilation": "per_layer"}
-PLAIN = InferenceSettings(device="cpu", precision="float32")
+PLAIN = SegmentSettings(device="cpu", precision="float32", test_time_flips=1)
 
 
 def model(folder, role="localizer", classes=("background", "particle")):
@@ -161,10 +161,14 @@ def test_averaging_over_flips_makes_the_result_even(tmp_path):
 def test_fast_and_plain_kernels_agree_and_low_precision_is_near(tmp_path):
     model(tmp_path / "m")
     volume = np.random.default_rng(4).standard_normal((1, 20, 21, 22)).astype(np.float32)
-    plain = make_runner(tmp_path / "m", InferenceSettings(device="cpu", precision="float32",
-                                                          kernel="plain"))  # fmt: skip
+    reference = SegmentSettings(
+        device="cpu", precision="float32", kernel="plain", test_time_flips=1
+    )
+    plain = make_runner(tmp_path / "m", reference)
     fast = make_runner(tmp_path / "m", PLAIN)
-    low = make_runner(tmp_path / "m", InferenceSettings(device="cpu", precision="bfloat16"))
+    low = make_runner(
+        tmp_path / "m", SegmentSettings(device="cpu", precision="bfloat16", test_time_flips=1)
+    )
     assert (plain.kernel, fast.kernel) == ("plain", "cpu")
     reference = plain.probabilities(volume)
     np.testing.assert_allclose(fast.probabilities(volume), reference, atol=1e-5)

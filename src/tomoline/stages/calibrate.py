@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from tomoline.evaluation.matching import localization, match_one_to_one
-from tomoline.infer import choose_precision
+from tomoline.infer import Runner, choose_precision
 from tomoline.kernels.dilated import cpu_convolve
+from tomoline.networks.cards import ModelCard
 from tomoline.networks.msdnet import MSDNet
 from tomoline.ops.clusters import find_clusters
-from tomoline.settings import ClusterSettings
+from tomoline.settings import ClusterSettings, SegmentSettings
 from tomoline.training.data import TrainingVolume
 
 THRESHOLDS = tuple(round(0.3 + 0.025 * k, 3) for k in range(27))  # 0.3 to 0.95
@@ -32,21 +33,17 @@ class Calibration:
     figures: dict[str, Any]
 
 
-def particle_probability(
-    network: MSDNet, volume: NDArray[np.float32], *, device: str = "cpu"
-) -> NDArray[np.float32]:
-    """Probability of the second class in a whole volume `(Z, Y, X)`, untiled."""
-    network.convolve = cpu_convolve if device == "cpu" else network.convolve
-    dtype = choose_precision("auto", torch.device(device))
-    x = torch.from_numpy(np.ascontiguousarray(volume))[None, None].to(device, dtype)
-    with torch.inference_mode():
-        logits = network.to(device)(x.contiguous(memory_format=torch.channels_last_3d))
-        return np.asarray(logits.float().softmax(1)[0, 1].cpu().numpy())
+def calibrate(card: ModelCard, network: MSDNet, volumes: Sequence[TrainingVolume]) -> Calibration:
+    """Run the localizer and the clustering on held-out tomograms with every pair of settings.
 
-
-def calibrate(network: MSDNet, volumes: Sequence[TrainingVolume]) -> Calibration:
-    """Run the localizer and the clustering on held-out tomograms with every pair of settings."""
-    maps = [particle_probability(network.eval(), v.volume) for v in volumes]
+    Probabilities are averaged over flips as the segment stage does unless told otherwise, because
+    the best threshold depends on it.
+    """
+    device = torch.device("cpu")
+    network.convolve = cpu_convolve
+    flips = SegmentSettings().test_time_flips
+    runner = Runner(card, network.eval(), device, choose_precision("auto", device), "cpu", flips)
+    maps = [np.asarray(runner.probabilities(v.volume[None])[0, 1]) for v in volumes]
     tried = [
         _tried(maps, volumes, threshold, bandwidth)
         for threshold in THRESHOLDS

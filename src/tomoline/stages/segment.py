@@ -16,9 +16,9 @@ from tomoline.infer import Progress, Runner, make_runner, split_on_memory
 from tomoline.io.atomic import atomic_path
 from tomoline.io.mrc import open_volume
 from tomoline.log import get_logger
-from tomoline.settings import InferenceSettings
+from tomoline.settings import SegmentSettings
 
-SETTINGS = InferenceSettings
+SETTINGS = SegmentSettings
 log = get_logger(__name__)
 
 
@@ -32,7 +32,7 @@ def run(
     inputs: Mapping[str, Any],
     outputs: Mapping[str, Any],
     *,
-    settings: InferenceSettings,
+    settings: SegmentSettings,
     shard: str = "1-of-1",
 ) -> None:
     """Write `tile_<index>`, float16 `(z, y, x)` of each window's read box, for one shard.

@@ -175,7 +175,7 @@ def _with_threshold(
 ) -> ModelCard:
     network = MSDNet(**card.parameters)
     network.load_state_dict(dict(state))
-    chosen = calibrate(network, source.validation(settings.validation_volumes))
+    chosen = calibrate(card, network, source.validation(settings.validation_volumes))
     return card.model_copy(
         update={
             "threshold": chosen.threshold,

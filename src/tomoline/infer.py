@@ -42,7 +42,8 @@ class Runner:
 
     def probabilities(self, volumes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Class probabilities `(B, C, Z, Y, X)` of volumes `(B, Z, Y, X)`, averaged over flips."""
-        x = torch.from_numpy(np.ascontiguousarray(volumes, np.float32))[:, None]
+        # A window of a memory-mapped file is read-only, which torch cannot wrap: copied if so.
+        x = torch.from_numpy(np.require(volumes, np.float32, ["C", "W"]))[:, None]
         with torch.inference_mode():
             total: Tensor | None = None
             for axes in FLIP_AXES[: self.flips]:

@@ -8,16 +8,26 @@ unless a name says otherwise.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from tomoline.errors import InputError
 
 SAFE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+MODULE_NAME = r"[A-Za-z0-9][A-Za-z0-9._+/-]{0,199}"
 
 
 def _number(value: object) -> object:
@@ -185,7 +195,7 @@ class ExportSettings(Section):
     """Which files are written for other programs."""
 
     dialects: list[str] = Field(
-        ["relion5", "relion4", "csv"], description="Names of the dialects, see docs."
+        ["relion5", "relion4", "csv"], min_length=1, description="Names of the dialects, see docs."
     )
     relion_centre: Literal["picker", "cpp"] = Field(
         "picker",
@@ -224,6 +234,31 @@ class ReportSettings(Section):
     """The pictures of the report."""
 
     slices: int = Field(5, ge=1, le=40, description="Slices shown for each tomogram.")
+
+
+class EnvmodulesSettings(Section):
+    """The site's modules that jobs load, with `--sdm env-modules` only (docs/installation.md)."""
+
+    runtime: list[str] = Field([], description="Loaded last by every job.")
+    gpu: list[str] = Field([], description="Also by the jobs that run or train a network.")
+    imod: list[str] = Field([], description="Also by `prepare`, where `prepare.imod` is true.")
+
+    @field_validator("runtime", "gpu", "imod")
+    @classmethod
+    def _plain_names(cls, names: list[str]) -> list[str]:
+        """Refuse what a shell would take for more than a name: Snakemake writes them to one."""
+        for name in names:
+            if not re.fullmatch(MODULE_NAME, name):
+                raise PydanticCustomError("module_name", "names of modules such as cuda/12.6")
+        return names
+
+    def of(self, kind: Literal["runtime", "gpu", "imod"]) -> list[str]:
+        """Return the modules of a kind of job in the order of loading.
+
+        The runtime's come last: Snakemake runs a script with the modules' own Python only where
+        the module loaded last put it on PATH.
+        """
+        return self.runtime if kind == "runtime" else [*getattr(self, kind), *self.runtime]
 
 
 class SimulateSettings(Section):
@@ -362,6 +397,7 @@ class Config(Section):
     export: ExportSettings = ExportSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()
+    envmodules: EnvmodulesSettings = EnvmodulesSettings()
     keep: list[Literal["prepared", "shards", "probability", "mask", "subtomograms", "classes"]] = (
         Field(
             ["prepared"],

@@ -54,7 +54,7 @@ def one(tmp_path: Path, name: str = "relion5", rows: list | None = None, **setti
     inputs = make(tmp_path, "t1", ROWS if rows is None else rows)
     path = tmp_path / "t1" / "export" / DIALECTS[name].file_name
     export.run(
-        inputs, {"exported": path}, settings=ExportSettings(**settings), dialect=name,
+        inputs, {name: path}, settings=ExportSettings(**settings),
         dataset=DATASET, tilt_series="TS_1",
     )  # fmt: skip
     return path
@@ -126,8 +126,8 @@ def test_unknown_names_list_the_known(tmp_path: Path) -> None:
 def test_geometry_that_cannot_be_is_refused(change: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         export.run(
-            make(tmp_path, "t1", ROWS), {"exported": tmp_path / "x.star"},
-            settings=ExportSettings(), dialect="relion5", dataset=DATASET | change,
+            make(tmp_path, "t1", ROWS), {"relion5": tmp_path / "x.star"},
+            settings=ExportSettings(), dataset=DATASET | change,
             tilt_series="TS_1",
         )  # fmt: skip
     assert not (tmp_path / "x.star").exists()
@@ -140,10 +140,10 @@ def run_combine(tmp_path: Path, name: str, tables: dict[str, list], **settings) 
         {
             "particles": [one["particles"] for one in made],
             "transforms": [one["transform"] for one in made],
-            "exported": [str(tmp_path / t / "relion5.star") for t in tables],
+            name: [str(tmp_path / t / "relion5.star") for t in tables],
         },
-        {"combined": folder / DIALECTS[name].combined_name},
-        settings=ExportSettings(**settings), dialect=name, dataset=DATASET,
+        {name: folder / DIALECTS[name].combined_name},
+        settings=ExportSettings(**settings), dataset=DATASET,
         tilt_series=[f"TS_{tomogram}" for tomogram in tables],
     )  # fmt: skip
     return folder
@@ -209,8 +209,8 @@ def test_pixel_sizes_get_optics_groups_of_their_own(tmp_path: Path) -> None:
     other.write_text(json.dumps(raw | {"given_voxel_size_angstrom": 12.0}))
     combine.run(
         {"particles": [m["particles"] for m in made], "transforms": [m["transform"] for m in made]},
-        {"combined": tmp_path / "out" / "particles.star"}, settings=ExportSettings(),
-        dialect="relion5", dataset={"name": "d", "sheet": "d.tsv"}, tilt_series=["a", "b"],
+        {"relion5": tmp_path / "out" / "particles.star"}, settings=ExportSettings(),
+        dataset={"name": "d", "sheet": "d.tsv"}, tilt_series=["a", "b"],
     )  # fmt: skip
     blocks = starfile.read(tmp_path / "out" / "particles.star", always_dict=True)
     assert list(blocks["optics"]["rlnTomoTiltSeriesPixelSize"]) == [10, 12]
@@ -222,6 +222,6 @@ def test_two_tomograms_of_one_tilt_series_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="TS more than once"):
         combine.run(
             {"particles": [made["particles"]] * 2, "transforms": [made["transform"]] * 2},
-            {"combined": tmp_path / "out" / "particles.star"}, settings=ExportSettings(),
-            dialect="relion5", dataset=DATASET, tilt_series=["TS", "TS"],
+            {"relion5": tmp_path / "out" / "particles.star"}, settings=ExportSettings(),
+            dataset=DATASET, tilt_series=["TS", "TS"],
         )  # fmt: skip

@@ -18,7 +18,7 @@ import pytest
 import starfile
 from tiny_project import CENTRES, Project, make_project
 
-DATASET_RULES = {"combine_csv", "combine_relion4", "combine_relion5", "report_dataset", "all"}
+DATASET_RULES = {"combine", "report_dataset", "all"}
 Done = subprocess.CompletedProcess[str]
 
 
@@ -174,7 +174,7 @@ def test_intermediate_files_are_gone_and_costs_are_known(
 
 
 CHANGES: dict[str, tuple[dict[str, object], set[str], set[str]]] = {
-    "export": ({"export": {"min_score": 0.5}}, {"export_csv", "combine_csv"}, {"vote", "evaluate"}),
+    "export": ({"export": {"min_score": 0.5}}, {"export", "combine"}, {"vote", "evaluate"}),
     "vote": ({"vote": {"min_vote_share": 0.1}}, {"vote", "extract", "evaluate"}, {"segment"}),
     "report": ({"report": {"slices": 3}}, {"report_tomogram"}, {"vote", "prepare"}),
     "evaluate": ({"evaluate": {"beta": 2.0}}, {"evaluate"}, {"vote", "prepare"}),

@@ -12,11 +12,14 @@ rule extract:
         log_of("extract"),
     benchmark:
         benchmark_of("extract")
+    group:
+        NETWORK
     conda:
         "../../envs/runtime.yaml"
     resources:
         mem_mb=memory(600, 8),
         runtime=minutes(10, 0.5),
+        bundle=bundle,
     params:
         settings=settings_of("extract"),
     script:
@@ -34,6 +37,8 @@ rule classify:
         log_of("classify"),
     benchmark:
         benchmark_of("classify")
+    group:
+        NETWORK
     conda:
         "../../envs/gpu.yaml"
     threads: 4
@@ -41,6 +46,7 @@ rule classify:
         **gpu_of(CONFIG.classify),
         mem_mb=memory(3000, 8),
         runtime=minutes(30, 15),
+        bundle=bundle,
     params:
         settings=settings_of("classify"),
     script:
@@ -59,11 +65,14 @@ rule vote:
         log_of("vote"),
     benchmark:
         benchmark_of("vote")
+    group:
+        NETWORK
     conda:
         "../../envs/runtime.yaml"
     resources:
         mem_mb=memory(600, 8),
         runtime=minutes(10, 0.5),
+        bundle=bundle,
     params:
         settings=settings_of("vote"),
         tomogram="{tomogram}",

@@ -42,6 +42,16 @@ BRANCH = BRANCHES.intersection(sys.argv)
 if workflow.is_main_process and not BRANCH:
     run()
 
+# On a cluster a tomogram takes three jobs: `prepare`; `network`, on a GPU; `results`. With shards
+# each shard is a job of its own, and the plan that they share is made before them.
+NETWORK = "network"
+SHARDED = CONFIG.tiling.shards > 1
+# What Snakemake's own two processes take in a cluster's job, and how small a tomogram has to be to
+# share a submission with others (a resource that this workflow's executor understands).
+JOB_MB = 500
+BUNDLE_VOXELS = 120e6
+BUNDLE_MOST = 16
+
 TOMOGRAM = "results/{dataset}/{tomogram}"
 DATASET = "results/{dataset}"
 
@@ -110,15 +120,16 @@ def of_tomograms(pattern, select=lambda row: True):
     return paths
 
 
-def memory(base_mb, bytes_per_voxel, given=False):
+def memory(base_mb, bytes_per_voxel=0.0, given=False):
     """Memory by the volume's size, in MB, and more at each further attempt.
 
-    Counts the voxels of the prepared volume, or those of the file where `given`.
+    Counts the voxels of the prepared volume, or those of the file where `given`. A cluster's job
+    holds the workflow's own processes beside the stage.
     """
 
     def mem_mb(wildcards, attempt):
         voxels = run().voxels(wildcards.dataset, wildcards.tomogram, given=given)
-        return int((base_mb + bytes_per_voxel * voxels / 1e6) * attempt)
+        return int((JOB_MB + base_mb + bytes_per_voxel * voxels / 1e6) * attempt)
 
     return mem_mb
 
@@ -133,23 +144,31 @@ def minutes(base, per_million_voxels=0.0):
     return runtime
 
 
+def bundle(wildcards):
+    """How many tomograms of this size may share one submission: the small ones together."""
+    voxels = run().voxels(wildcards.dataset, wildcards.tomogram)
+    return max(1, min(BUNDLE_MOST, int(BUNDLE_VOXELS / voxels)))
+
+
 def gpu_of(section):
     """One GPU where the setting asks for one; with `auto` the profile decides."""
     return {"gpu": 1} if section.device == "cuda" else {}
 
 
-def export_name(dialect):
-    """The name of a tomogram's file in a dialect."""
-    return dialect_of(dialect).file_name
+def exported(dialect):
+    """A tomogram's file in a dialect."""
+    return f"{TOMOGRAM}/export/{dialect_of(dialect).file_name}"
 
 
-def combined_files(dialect):
-    """Those files of a dataset in a dialect that are there whatever was found."""
-    folder = f"{DATASET}/export/{dialect}"
-    combined = {"combined": f"{folder}/{dialect_of(dialect).combined_name}"}
-    if dialect == "relion5":
-        combined["import_list"] = f"{folder}/import.star"
-    return combined
+def combined_files():
+    """Those files of a dataset that are there whatever was found, by dialect."""
+    files = {
+        name: f"{DATASET}/export/{name}/{dialect_of(name).combined_name}"
+        for name in CONFIG.export.dialects
+    }
+    if "relion5" in files:
+        files["relion5_import_list"] = f"{DATASET}/export/relion5/import.star"
+    return files
 
 
 def has_truth(row):
@@ -220,17 +239,11 @@ def targets(wildcards):
             rules.report_dataset.output.page.format(dataset=dataset),
             rules.report_dataset.output.table.format(dataset=dataset),
         ]
-        for name in CONFIG.export.dialects:
-            wanted += [
-                path.format(dataset=dataset) for path in combined_files(name).values()
-            ]
+        wanted += [path.format(dataset=dataset) for path in combined_files().values()]
         for row in rows:
             names = {"dataset": dataset, "tomogram": row.tomogram}
             wanted.append(shown(**names))
-            wanted += [
-                f"{TOMOGRAM}/export/{export_name(name)}".format(**names)
-                for name in CONFIG.export.dialects
-            ]
+            wanted.append(exported(CONFIG.export.dialects[0]).format(**names))
             if has_truth(row):
                 wanted.append(rules.evaluate.output.evaluation.format(**names))
     return wanted

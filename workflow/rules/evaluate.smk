@@ -16,11 +16,14 @@ rule evaluate:
         log_of("evaluate"),
     benchmark:
         benchmark_of("evaluate")
+    group:
+        "results"
     conda:
         "../../envs/runtime.yaml"
     resources:
         mem_mb=memory(800, 60),
         runtime=minutes(20, 1),
+        bundle=bundle,
     params:
         settings=settings_of("evaluate"),
         dataset=lambda wildcards: run().dataset_geometry(wildcards.dataset),

@@ -13,6 +13,8 @@ rule segment:
         log_of("segment_{scatteritem}"),
     benchmark:
         benchmark_of("segment_{scatteritem}")
+    group:
+        "segment-{scatteritem}" if SHARDED else NETWORK
     conda:
         "../../envs/gpu.yaml"
     threads: 4
@@ -20,6 +22,7 @@ rule segment:
         **gpu_of(CONFIG.segment),
         mem_mb=memory(3000, 12),
         runtime=minutes(30, 30),
+        bundle=bundle,
     params:
         settings=settings_of("segment"),
         shard="{scatteritem}",
@@ -43,11 +46,14 @@ rule merge:
         log_of("merge"),
     benchmark:
         benchmark_of("merge")
+    group:
+        NETWORK
     conda:
         "../../envs/runtime.yaml"
     resources:
         mem_mb=memory(600, 32),
         runtime=minutes(10, 0.5),
+        bundle=bundle,
     params:
         settings=settings_of("merge"),
     script:
@@ -65,11 +71,14 @@ rule cluster:
         log_of("cluster"),
     benchmark:
         benchmark_of("cluster")
+    group:
+        NETWORK
     conda:
         "../../envs/runtime.yaml"
     resources:
         mem_mb=memory(600, 48),
         runtime=minutes(20, 1),
+        bundle=bundle,
     params:
         settings=settings_of("cluster"),
     script:

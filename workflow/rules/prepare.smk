@@ -14,11 +14,14 @@ rule prepare:
         log_of("prepare"),
     benchmark:
         benchmark_of("prepare")
+    group:
+        "prepare"
     conda:
         "../../envs/imod.yaml" if CONFIG.prepare.imod else "../../envs/runtime.yaml"
     resources:
         mem_mb=memory(600, 48, given=True),
         runtime=minutes(15, 0.5),
+        bundle=bundle,
     params:
         settings=settings_of("prepare"),
         tomogram=lambda wildcards: row_of(wildcards).path,
@@ -38,11 +41,14 @@ rule tile:
         log_of("tile"),
     benchmark:
         benchmark_of("tile")
+    group:
+        "prepare" if SHARDED else NETWORK
     conda:
         "../../envs/runtime.yaml"
     resources:
         mem_mb=600,
         runtime=5,
+        bundle=bundle,
     params:
         settings=settings_of("tiling"),
     script:

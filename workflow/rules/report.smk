@@ -15,11 +15,14 @@ rule report_tomogram:
         log_of("report_tomogram"),
     benchmark:
         benchmark_of("report_tomogram")
+    group:
+        "results"
     conda:
         "../../envs/runtime.yaml"
     resources:
         mem_mb=memory(800, 12),
         runtime=minutes(10, 0.2),
+        bundle=bundle,
     params:
         settings=settings_of("report"),
         tomogram="{tomogram}",
@@ -35,7 +38,7 @@ rule report_dataset:
         transforms=of_tomograms(rules.prepare.output.transform),
         evaluations=of_tomograms(rules.evaluate.output.evaluation, select=has_truth),
         pages=of_tomograms(rules.report_tomogram.output.page),
-        combined=[combined_files(name)["combined"] for name in CONFIG.export.dialects],
+        combined=[combined_files()[name] for name in CONFIG.export.dialects],
         cards=[model_file(role, "card.yaml") for role in MODELS],
     output:
         page=report(

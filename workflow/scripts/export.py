@@ -8,7 +8,6 @@ execute(
     outputs=dict(snakemake.output.items()),
     settings=snakemake.params.settings,
     params={
-        "dialect": snakemake.params.dialect,
         "dataset": snakemake.params.dataset,
         "tilt_series": snakemake.params.tilt_series,
     },

@@ -1,20 +1,22 @@
-"""combine: the particle tables of a dataset's finished tomograms -> one set for one program."""
+"""combine: the particle tables of a dataset's finished tomograms -> one set a program."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from tomoline.errors import InputError
 from tomoline.export.dialect import selected
-from tomoline.export.registry import dialect as dialect_of
+from tomoline.export.registry import DIALECTS
 from tomoline.log import get_logger
 from tomoline.settings import DatasetSettings, ExportSettings, validated
 from tomoline.stages.export import load
 
 SETTINGS = ExportSettings
+log = get_logger(__name__)
 
 
 def run(
@@ -22,35 +24,33 @@ def run(
     outputs: Mapping[str, Any],
     *,
     settings: ExportSettings,
-    dialect: str,
     dataset: Mapping[str, Any],
     tilt_series: Sequence[str],
 ) -> None:
-    """Write a dataset's files into the folder of output `combined`.
+    """Write a dataset's files into the folder of each output that is named by a dialect.
 
-    Inputs `particles`, `transforms` and `exported` (each tomogram's own file, for the import list;
-    optional) are lists in the order of `tilt_series`. RELION knows a tomogram by its tilt series,
-    so two of one name are refused.
+    Inputs `particles` and `transforms`, and for each dialect the tomograms' own files (for the
+    import list; optional), are lists in the order of `tilt_series`. RELION knows a tomogram by its
+    tilt series, so two of one name are refused.
     """
-    entry = dialect_of(dialect)
     names = [tilt_series] if isinstance(tilt_series, str) else list(tilt_series)
     _check_names(names)
     checked = validated(DatasetSettings, dataset, source="dataset")
     tables, transforms = _listed(inputs["particles"]), _listed(inputs["transforms"])
-    stars = _listed(inputs["exported"]) if inputs.get("exported") else repeat(None, len(names))
     tomograms = [
-        selected(
-            load(table, transform, tilt_series=name, dataset=checked, star_path=star), settings
-        )
-        for name, table, transform, star in zip(names, tables, transforms, stars, strict=True)
+        selected(load(table, transform, tilt_series=name, dataset=checked), settings)
+        for name, table, transform in zip(names, tables, transforms, strict=True)
     ]
-    folder = Path(outputs["combined"]).parent
-    written = entry.write_combined(tomograms, folder, settings)
-    get_logger(__name__).info(
-        "%d particles of %d tomograms as %s: %s",
-        sum(len(tomogram.particles) for tomogram in tomograms),
-        len(tomograms), dialect, ", ".join(path.name for path in written),
-    )  # fmt: skip
+    log.info("%d particles of %d tomograms", sum(len(t.particles) for t in tomograms), len(names))
+    for dialect in DIALECTS.keys() & outputs.keys():
+        stars = _listed(inputs[dialect]) if inputs.get(dialect) else repeat(None, len(names))
+        own = [
+            replace(tomogram, star_path=star and Path(star))
+            for tomogram, star in zip(tomograms, stars, strict=True)
+        ]
+        folder = Path(outputs[dialect]).parent
+        written = DIALECTS[dialect].write_combined(own, folder, settings)
+        log.info("%s: %s", dialect, ", ".join(path.name for path in written))
 
 
 def _listed(value: Any) -> list[str]:

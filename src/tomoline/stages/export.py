@@ -1,4 +1,4 @@
-"""export: one tomogram's particle table -> one file for one other program."""
+"""export: one tomogram's particle table -> a file for each other program."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ def run(
     outputs: Mapping[str, Any],
     *,
     settings: ExportSettings,
-    dialect: str,
     dataset: Mapping[str, Any],
     tilt_series: str,
 ) -> None:
-    """Write the accepted particles of inputs `particles` and `transform` to output `exported`."""
-    entry = dialect_of(dialect)
+    """Write the accepted particles of inputs `particles` and `transform`.
+
+    Each output is named by its dialect.
+    """
     tomogram = load(
         inputs["particles"],
         inputs["transform"],
@@ -53,8 +54,9 @@ def run(
         dataset=validated(DatasetSettings, dataset, source="dataset"),
     )
     chosen = selected(tomogram, settings)
-    entry.write(chosen, Path(outputs["exported"]), settings)
+    for name, path in outputs.items():
+        dialect_of(name).write(chosen, Path(path), settings)
     get_logger(__name__).info(
         "%s: wrote %d of %d rows as %s",
-        tilt_series, len(chosen.particles), len(tomogram.particles), dialect,
+        tilt_series, len(chosen.particles), len(tomogram.particles), ", ".join(outputs),
     )  # fmt: skip

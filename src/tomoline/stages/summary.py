@@ -49,9 +49,9 @@ def _refresh_dataset(run: Run, name: str, folder: Path) -> None:
         log.error("%(tomogram)s %(state)s in %(stage)s: %(reason)s", fault)
     # One that could only not be evaluated has particles like the others.
     rows = [row for row in run.rows[name] if (faults[row.tomogram] or _NONE)["stage"] in _AFTER]
-    written = []
-    for dialect in run.config.export.dialects if rows else ():
-        written += _combine(run, name, folder, rows, dialect)
+    written: list[Path] = []
+    if rows:
+        written = _combine(run, name, folder, rows)
     finished = [row for row in run.rows[name] if faults[row.tomogram] is None]
     pages = {"page": folder / "report" / "summary.html", "table": folder / "report" / "summary.csv"}
     report_dataset.run(
@@ -109,25 +109,25 @@ def find_fault(run: Run, row: SheetRow, folder: Path) -> dict[str, str] | None:
     return None
 
 
-def _combine(
-    run: Run, name: str, folder: Path, rows: Sequence[SheetRow], dialect: str
-) -> list[Path]:
-    """Write a dataset's files in a dialect; returns those that the rule names too."""
-    entry = dialect_of(dialect)
-    target = folder / "export" / dialect
-    outputs = {"combined": target / entry.combined_name}
-    if dialect == "relion5":
-        outputs["import_list"] = target / "import.star"
+def _combine(run: Run, name: str, folder: Path, rows: Sequence[SheetRow]) -> list[Path]:
+    """Write a dataset's files in every dialect; returns those that the rule names too."""
+    dialects = {key: dialect_of(key) for key in run.config.export.dialects}
+    outputs = {k: folder / "export" / k / d.combined_name for k, d in dialects.items()}
+    if "relion5" in outputs:
+        outputs["relion5_import_list"] = folder / "export" / "relion5" / "import.star"
     places = [folder / row.tomogram for row in rows]
+    own = {
+        key: [str(place / "export" / entry.file_name) for place in places]
+        for key, entry in dialects.items()
+    }
     combine.run(
         {
             "particles": [str(place / "particles.csv") for place in places],
             "transforms": [str(place / "prepared.json") for place in places],
-            "exported": [str(place / "export" / entry.file_name) for place in places],
+            **own,
         },
         outputs,
         settings=run.config.export,
-        dialect=dialect,
         dataset=run.dataset(name),
         tilt_series=[row.tilt_series for row in rows],
     )

@@ -170,6 +170,53 @@ def status_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _retry_arguments(parser: argparse.ArgumentParser) -> None:
+    add_project(parser)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME",
+        help="tomograms, or a pattern in quotes such as '*_lamella3*'",
+    )  # fmt: skip
+    parser.add_argument("--failed", action="store_true", help="all tomograms that failed")
+    parser.add_argument("--dataset", metavar="NAME", help="only of this dataset (default: all)")
+    parser.add_argument(
+        "--from", dest="stage", metavar="STAGE",
+        help="forget this stage and what follows from it, such as cluster or classify "
+        "(default: the stage that failed, else the first that is not done)",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be forgotten")
+    parser.add_argument(
+        "--force", action="store_true", help="act although a run seems to be under way"
+    )
+
+
+@command("retry", _retry_arguments)
+def retry_command(arguments: argparse.Namespace) -> int:
+    """Forget a stage's results for chosen tomograms, so that the next run makes them again.
+
+    Nothing is computed now: type the same snakemake command as before afterwards. Your tomograms
+    and settings, other tomograms' results and the records of SLURM jobs are never touched.
+    """
+    from tomoline.stages.retry import (  # noqa: PLC0415
+        Selection,
+        format_retry,
+        retry,
+        touched_datasets,
+    )
+
+    selection = Selection(
+        names=tuple(arguments.names),
+        failed=arguments.failed,
+        dataset=arguments.dataset,
+        stage=arguments.stage,
+    )
+    done = retry(
+        selection, project=arguments.project, dry_run=arguments.dry_run, force=arguments.force
+    )
+    run = _next_command(arguments.project, *touched_datasets(done, arguments.project))
+    print(format_retry(done, command=run, dry_run=arguments.dry_run), end="")
+    return 0
+
+
 def _scores_arguments(parser: argparse.ArgumentParser) -> None:
     add_project(parser)
     parser.add_argument("dataset", help="name of a dataset whose sheet names a truth")
@@ -322,11 +369,11 @@ def _model_range(project: Path) -> tuple[float, float] | None:
     return load_card(folder).voxel_size_range_angstrom if (folder / CARD).is_file() else None
 
 
-def _next_command(project: Path, dataset: str) -> str:
-    """Return the command that runs the dataset, as short as config.yaml allows."""
+def _next_command(project: Path, *names: str) -> str:
+    """Return the command that runs the datasets, as short as config.yaml allows."""
     datasets = _config(project).get("datasets")
     folder = "" if project == Path() else f" --directory {project}"
-    chosen = "" if datasets == [dataset] else f" --config datasets='[{dataset}]'"
+    chosen = "" if datasets == [*names] else f" --config datasets='[{','.join(names)}]'"
     return f"snakemake --cores all{folder}{chosen}"
 
 

@@ -11,6 +11,7 @@ from tomoline.errors import TomolineError
 from tomoline.export.registry import dialect as dialect_of
 from tomoline.settings import Config, validated
 from tomoline.stages.checks import CONFIG_FILE, check_run, models_of
+from tomoline_slurm import driver, install
 
 # Targets that need neither tomograms nor models: they make them.
 BRANCHES = {"simulate", "simulate_demo", "train"}
@@ -33,6 +34,19 @@ def run():
     """
     return refused(check_run, CONFIG, thorough=workflow.is_main_process)
 
+
+@cache
+def claimed():
+    """Before a real run is planned, end what a driver that was killed has left behind."""
+    if (
+        workflow.is_main_process
+        and workflow.executor_plugin
+        and not (workflow.dryrun or workflow.touch)
+    ):
+        refused(driver.claim, workflow.persistence.unlock)
+
+
+install()
 
 CONFIG = refused(validated, Config, config, source=CONFIG_FILE)
 MODELS = models_of(CONFIG)
@@ -93,6 +107,7 @@ def intermediate(name, path):
 
 def row_of(wildcards):
     """The tomogram's row of its dataset's sheet."""
+    claimed()
     return run().row(wildcards.dataset, wildcards.tomogram)
 
 
@@ -233,6 +248,7 @@ def targets(wildcards):
     Each tomogram's files are named themselves, so that one that failed is taken up again although
     the dataset's files, made of the others meanwhile, are there.
     """
+    claimed()
     wanted = []
     for dataset, rows in run().rows.items():
         wanted += [

@@ -45,7 +45,7 @@ def run(
     for dialect in DIALECTS.keys() & outputs.keys():
         stars = _listed(inputs[dialect]) if inputs.get(dialect) else repeat(None, len(names))
         own = [
-            replace(tomogram, star_path=star and Path(star))
+            replace(tomogram, star_path=Path(star) if star else None)
             for tomogram, star in zip(tomograms, stars, strict=True)
         ]
         folder = Path(outputs[dialect]).parent

@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 CORES ?= all
 TESTS ?= tests
 
-.PHONY: help setup demo evaluation test lint format weights bench generate lock
+.PHONY: help setup demo evaluation test lint format weights bench generate lock container
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -68,4 +68,8 @@ lock: ## Renew requirements.lock from pyproject.toml
 	.lock/bin/python -m pip install --quiet --upgrade setuptools '.[dev]'
 	{ head -n 1 requirements.lock; .lock/bin/python -m pip freeze --all --exclude tomoline \
 	  --exclude pip | sed 's/+cpu$$//'; } > requirements.lock.new
-	mv requirements.lock.new requirements.lock && rm -rf .lock
+	mv requirements.lock.new requirements.lock
+	.lock/bin/python envs/renew.py && rm -rf .lock
+
+container: ## Build the Apptainer image envs/tomoline.sif (where apptainer and a registry are)
+	apptainer build --fakeroot envs/tomoline.sif envs/tomoline.def

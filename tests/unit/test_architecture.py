@@ -2,11 +2,9 @@
 
 import ast
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "tomoline"
@@ -109,37 +107,3 @@ def test_every_rule_has_its_script_and_every_script_its_rule() -> None:
     text = "".join(p.read_text() for p in (ROOT / "workflow" / "rules").glob("*.smk"))
     used = set(re.findall(r'script:\s*"\.\./scripts/([a-z_]+)\.py"', text))
     assert used == {path.stem for path in SCRIPTS}
-
-
-def pins(path: Path) -> dict[str, str]:
-    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
-    return {name.lower().replace("_", "-"): pin for name, pin in (x.split("==") for x in lines)}
-
-
-def test_lock_pins_every_requirement_and_nothing_local() -> None:
-    text = (ROOT / "requirements.lock").read_text()
-    assert not re.search(r"^-|://|@|\+", text, re.MULTILINE)
-    locked = pins(ROOT / "requirements.lock")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
-    for requirement in wanted:
-        name = re.match(r"[A-Za-z0-9_.-]+", requirement)
-        assert name and name.group().lower().replace("_", "-") in locked, requirement
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda p: p.name)
-def test_environment_files_agree_with_the_lock(path: Path) -> None:
-    locked = pins(ROOT / "requirements.lock")
-    environment = yaml.safe_load(path.read_text())
-    assert environment["channels"][-1] == "nodefaults"
-    pinned = [d.replace("=", "==", 1) for d in environment["dependencies"] if isinstance(d, str)]
-    (pip,) = (d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
-    wanted = {line.split("==")[0] for line in pip if not line.startswith("--")}
-    for line in [*pinned, *(line for line in pip if not line.startswith("--"))]:
-        name, _, version = line.partition("==")
-        name = name.split("[")[0]
-        assert version, f"{line} is not pinned"
-        assert name in {"python", "pip"} or version == locked[name], name
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    direct = {re.split(r"[>=]", requirement)[0] for requirement in project["dependencies"]}
-    assert direct <= wanted

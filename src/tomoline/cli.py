@@ -11,12 +11,17 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from tomoline.errors import InputError, TomolineError
+
+if TYPE_CHECKING:
+    from tomoline.stages.onboard import Request
 
 Arguments = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
@@ -29,6 +34,7 @@ class Command:
     name: str
     arguments: Arguments
     run: Run
+    passes_on: bool = False  # what follows `--` is another program's: `arguments.passed_on`
 
     @property
     def help(self) -> str:
@@ -39,11 +45,11 @@ class Command:
 COMMANDS: dict[str, Command] = {}
 
 
-def command(name: str, arguments: Arguments) -> Callable[[Run], Run]:
+def command(name: str, arguments: Arguments, *, passes_on: bool = False) -> Callable[[Run], Run]:
     """Register a function as the subcommand `name`."""
 
     def register(run: Run) -> Run:
-        COMMANDS[name] = Command(name, arguments, run)
+        COMMANDS[name] = Command(name, arguments, run, passes_on)
         return run
 
     return register
@@ -66,7 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = build_parser().parse_args(argv)
+    own, passed_on = _divided(list(sys.argv[1:] if argv is None else argv))
+    arguments = build_parser().parse_args(own)
+    arguments.passed_on = passed_on
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -83,6 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _divided(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Part a command's own arguments from those behind `--`, where it passes such on."""
+    entry = COMMANDS.get(argv[0]) if argv else None
+    if entry is None or not entry.passes_on or "--" not in argv:
+        return argv, []
+    mark = argv.index("--")
+    return argv[:mark], argv[mark + 1 :]
+
+
 def add_project(parser: argparse.ArgumentParser) -> None:
     """Add the option that says which project folder is meant."""
     parser.add_argument(
@@ -94,9 +111,9 @@ def add_project(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _onboard_arguments(parser: argparse.ArgumentParser) -> None:
+def _survey_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `onboard` and `watch` ask alike."""
     add_project(parser)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="tomograms or folders")
     parser.add_argument("--name", required=True, help="the dataset's name")
     parser.add_argument(
         "--voxel-size", type=_positive, metavar="A", help="angstrom; overrides the files' headers"
@@ -116,6 +133,11 @@ def _onboard_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="axis order of new files; xzy is what IMOD's tilt writes (default: auto)",
     )
+
+
+def _onboard_arguments(parser: argparse.ArgumentParser) -> None:
+    _survey_arguments(parser)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="tomograms or folders")
     parser.add_argument(
         "--truth",
         action="append",
@@ -134,24 +156,84 @@ def _onboard_arguments(parser: argparse.ArgumentParser) -> None:
 @command("onboard", _onboard_arguments)
 def onboard_command(arguments: argparse.Namespace) -> int:
     """Look at tomograms and write a dataset's settings and sheet."""
-    from tomoline.stages.onboard import Request, format_outcome, onboard  # noqa: PLC0415
+    from tomoline.stages.onboard import format_outcome, onboard  # noqa: PLC0415
 
-    request = Request(
+    request = _request(arguments, truth=arguments.truth, again=arguments.again)
+    outcome = onboard(request, project=arguments.project)
+    run = _next_command(arguments.project, arguments.name)
+    print(format_outcome(outcome, command=run), end="")
+    return 0 if outcome.usable else 1
+
+
+def _request(
+    arguments: argparse.Namespace, *, truth: Sequence[str], again: bool = False
+) -> Request:
+    """What onboarding is asked for, by the arguments and by config.yaml."""
+    from tomoline.stages.onboard import Request  # noqa: PLC0415
+
+    return Request(
         name=arguments.name,
         paths=tuple(arguments.paths),
         voxel_size_angstrom=arguments.voxel_size,
         contrast=arguments.contrast,
         pattern=arguments.pattern,
         axes=arguments.axes,
-        truth=tuple(arguments.truth),
-        again=arguments.again,
+        truth=tuple(truth),
+        again=again,
         voxel_range_angstrom=_model_range(arguments.project),
         rescaled=_section(arguments.project, "prepare").get("rescale") != "never",
     )
-    outcome = onboard(request, project=arguments.project)
-    run = _next_command(arguments.project, arguments.name)
-    print(format_outcome(outcome, command=run), end="")
-    return 0 if outcome.usable else 1
+
+
+def _watch_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "tomoline watch FOLDER [FOLDER ...] --name NAME [options] [-- snakemake's arguments]"
+    )
+    _survey_arguments(parser)
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="FOLDER", help="where tomograms arrive"
+    )
+    parser.add_argument(
+        "--truth", choices=("none",), help="ignore true particles that lie beside the tomograms"
+    )
+    parser.add_argument(
+        "--every", type=_duration, default=60.0, metavar="TIME",
+        help="time between looks, in seconds or such as 5m (default: 60)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--settle", type=_duration, default=120.0, metavar="TIME",
+        help="a file is taken when it has not changed for so long (default: 120 seconds)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--once", action="store_true",
+        help="take what is there and has settled, run it, and end; for a job that is run by cron",
+    )  # fmt: skip
+    end = parser.add_mutually_exclusive_group()
+    end.add_argument("--until", metavar="HH:MM", type=_until, help="look no more after this time")
+    end.add_argument("--for", dest="until", metavar="TIME", type=_duration, help="such as 8h")
+
+
+@command("watch", _watch_arguments, passes_on=True)
+def watch_command(arguments: argparse.Namespace) -> int:
+    """Onboard and run tomograms as they arrive in a folder, while the microscope records.
+
+    Files that still grow are left until they have settled. What follows `--` goes to snakemake,
+    such as `-- --profile slurm` (default: `--cores all`). A run that has begun is finished before
+    the next look; Ctrl-C stops it. A tomogram that failed is tried again when its file changes or
+    after `tomoline retry`.
+    """
+    from tomoline.stages.watch import Plan, watch  # noqa: PLC0415
+
+    plan = Plan(
+        request=_request(arguments, truth=[arguments.truth] if arguments.truth else []),
+        every_seconds=max(arguments.every, 0.1),
+        settle_seconds=arguments.settle,
+        once=arguments.once,
+        for_seconds=arguments.until,
+    )
+    if arguments.passed_on:
+        plan = replace(plan, arguments=tuple(arguments.passed_on))
+    return watch(plan, project=arguments.project)
 
 
 def _status_arguments(parser: argparse.ArgumentParser) -> None:
@@ -333,6 +415,24 @@ def _positive(text: str) -> float:
     if not 0 < value < 1000:
         raise argparse.ArgumentTypeError(f"{text} is not a length of a voxel in angstrom")
     return value
+
+
+def _duration(text: str) -> float:
+    from tomoline.stages.watch import seconds_of  # noqa: PLC0415
+
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _until(text: str) -> float:
+    from tomoline.stages.watch import seconds_until  # noqa: PLC0415
+
+    try:
+        return seconds_until(text, now=datetime.now())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _config(project: Path) -> dict[str, object]:

@@ -7,6 +7,7 @@ temporary name keeps the suffix, because several writers choose their format by 
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -54,6 +55,83 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         _to_disk(temporary)
         temporary.replace(target)
+
+
+class Stream(io.RawIOBase):
+    """A new file, to read and write, that takes what follows its first failure for written.
+
+    For libraries that break when a write fails (HDF5 ends the process by a signal where a disk is
+    full while it closes a file). `check` raises what went wrong, so that work is not done in vain.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = path.open("w+b", buffering=0)
+        self._failure: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the OSError that has stopped the writing, if any."""
+        if self._failure is not None:
+            raise self._failure
+
+    def fileno(self) -> int:
+        """The file's descriptor."""
+        return self._file.fileno()
+
+    def seekable(self) -> bool:
+        """Positions can be set."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """As of any file."""
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: Any, /) -> int:
+        """As of any file; zeros after a failure."""
+        if self._failure is None:
+            return int(self._file.readinto(buffer) or 0)
+        buffer[:] = bytes(len(buffer))
+        return len(buffer)
+
+    def write(self, data: Any, /) -> int:
+        """Write all of `data`, or nothing once a write has failed."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while self._failure is None and done < len(view):
+            with self._noted():
+                done += self._file.write(view[done:]) or 0
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """As of any file."""
+        with self._noted():
+            self._file.truncate(size)
+        return size or 0
+
+    def close(self) -> None:
+        """Close the file; what failed before is for `check` to say."""
+        with self._noted():
+            self._file.close()
+        super().close()
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._failure = self._failure or error
+
+
+@contextlib.contextmanager
+def atomic_stream(path: str | os.PathLike[str]) -> Iterator[Stream]:
+    """Yield an open file that becomes `path`, as `atomic_path` does, for `h5py.File(stream, "w")`.
+
+    Close what writes to it within the block.
+    """
+    with atomic_path(path) as temporary, contextlib.closing(Stream(temporary)) as stream:
+        yield stream
+        stream.close()
+        stream.check()
 
 
 def remove_unfinished(path: str | os.PathLike[str]) -> list[str]:

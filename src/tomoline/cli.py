@@ -407,6 +407,58 @@ def init_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _init_profile_arguments(parser: argparse.ArgumentParser) -> None:
+    add_project(parser)
+    parser.add_argument(
+        "folder", nargs="?", type=Path, metavar="FOLDER",
+        help="where to write it: a project, or a folder for the profile (default: this project's "
+        "slurm/, so that `snakemake --profile slurm` finds it)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--user", action="store_true", help="for all your projects, below ~/.config/snakemake"
+    )
+    parser.add_argument("--account", metavar="NAME", help="the SLURM account that is charged")
+    parser.add_argument(
+        "--cpu-partition", metavar="NAME", help="for jobs without GPU (default: chosen)"
+    )
+    parser.add_argument(
+        "--gpu-partition", metavar="NAME", help="for the networks (default: chosen); none: use CPUs"
+    )
+    parser.add_argument(
+        "--from-file", type=Path, metavar="FILE",
+        help="text that sinfo printed on the cluster, where this machine has no sinfo",
+    )  # fmt: skip
+    parser.add_argument(
+        "--force", action="store_true", help="replace a profile; the old one is kept as .bak"
+    )
+
+
+@command("init-profile", _init_profile_arguments)
+def init_profile_command(arguments: argparse.Namespace) -> int:
+    """Write the SLURM profile for this cluster, with the partitions that `sinfo` lists."""
+    from tomoline.stages.site_profile import (  # noqa: PLC0415
+        Wishes,
+        format_written,
+        init_profile,
+    )
+
+    wishes = Wishes(
+        account=arguments.account,
+        cpu_partition=arguments.cpu_partition,
+        gpu_partition=arguments.gpu_partition,
+        from_file=arguments.from_file,
+    )
+    written = init_profile(
+        wishes,
+        project=arguments.project,
+        folder=arguments.folder,
+        user=arguments.user,
+        force=arguments.force,
+    )
+    print(format_written(written), end="")
+    return 0
+
+
 def _positive(text: str) -> float:
     try:
         value = float(text)

@@ -172,6 +172,12 @@ class Job:
         """How many GPUs were allocated."""
         return int(self.tres.get("gres/gpu", "0"))
 
+    @property
+    def memory_mb(self) -> float:
+        """The memory that was allocated."""
+        given = self.tres.get("mem", "0M")
+        return float(given[:-1]) * {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1048576.0}[given[-1]]
+
 
 FORMAT = "JobIDRaw,JobName,State,Partition,AllocTRES,Comment,Submit,Start,End,NodeList,WorkDir"
 
@@ -204,6 +210,13 @@ def started(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] == "Z" else fields[19]
+
+
+def parent(pid: int) -> int:
+    """The number of a process's parent; 0 where it is gone."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def processes(folder: Path) -> dict[int, bytes]:
@@ -481,22 +494,16 @@ class Cluster:
 
     def lose_node(self, node: str) -> None:
         """Let a node die: its slurmd and all its jobs' processes are killed, and SLURM is told."""
-        self.end_daemon(node, how=signal.SIGKILL)
         mark = f"SLURMD_NODENAME={node}".encode()
-        for pid, environment in processes(self.folder).items():
-            if mark in environment.split(b"\0") or self._steps_of(node, pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        found = processes(self.folder)
+        jobs = {pid for pid, environment in found.items() if mark in environment.split(b"\0")}
+        # A job's keeper (slurmstepd) would tell of its end: it goes before the job itself.
+        keepers = {parent(pid) for pid in jobs} & set(found) - jobs
+        self.end_daemon(node, how=signal.SIGKILL)
+        for pid in [*keepers, *jobs]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.command("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
-
-    def _steps_of(self, node: str, pid: int) -> bool:
-        """Whether a process is a job's keeper (slurmstepd) on a node: it holds its spool folder."""
-        with contextlib.suppress(OSError):
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
-            maps = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
-            spool = str(self.folder / f"spool.{node}")
-            return name == "slurmstepd" and any(path.startswith(spool) for path in maps)
-        return False
 
     def return_node(self, node: str) -> None:
         """Start a lost node again."""

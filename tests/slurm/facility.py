@@ -9,21 +9,26 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from cluster import FINAL, Cluster, ClusterError, Job, wait_for
 from tiny_project import ROOT, Project, make_project
 
 SITE = Path(__file__).parent / "site"
 
+PROFILES = ROOT / "profiles"
+SNAKEMAKE = str(Path(sys.executable).with_name("snakemake"))
+
 # Only times differ from the shipped profile: files need not cross a network share here.
-TIMES = ("--latency-wait", "10")
+TIMES = ("--latency-wait", "10", "--max-jobs-per-timespan", "100/1s")
 POLL_SECONDS = "2"
+# The rules of which the others of their groups follow.
+GROUP_RULES = ("prepare", "tile", "export", "report_tomogram", "evaluate")
 # A place for one ball in each of the tests' small tomograms.
 PLACE = [(20, 24, 28)]
 
@@ -95,23 +100,22 @@ class Facility:
 
     def start(self, *arguments: str, **environment: str) -> Driver:
         """Start snakemake with the repository's own profiles."""
-        number = len(self.drivers)
-        output = self.folder / f"driver{number}.txt"
         command = [
-            str(Path(sys.executable).with_name("snakemake")),
-            "--snakefile", str(ROOT / "Snakefile"), "--profile", str(ROOT / "profiles" / "slurm"),
-            "--workflow-profile", str(ROOT / "profiles" / "default"), *TIMES, *arguments,
+            SNAKEMAKE, "--snakefile", str(ROOT / "Snakefile"), "--profile", str(PROFILES / "slurm"),
+            "--workflow-profile", str(PROFILES / "default"), *TIMES, *arguments,
         ]  # fmt: skip
-        return self.launch(command, output, **environment)
+        return self.launch(command, **environment)
 
-    def launch(self, command: Sequence[str], output: Path, **environment: str) -> Driver:
+    def launch(self, command: Sequence[str], **environment: str) -> Driver:
         """Start any command in the folder, as a process group of its own."""
+        output = self.folder / f"driver{len(self.drivers)}.txt"
         hindrances = self.folder / "hindrances.json"
         if not hindrances.exists():
             self.hinder()
         complete = {
             **os.environ, **self.cluster.environment, "OMP_NUM_THREADS": "1",
-            "TOMOLINE_SLURM_POLL_SECONDS": POLL_SECONDS, "PYTHONPATH": str(SITE),
+            "PYTHONPATH": os.pathsep.join([str(SITE), os.environ.get("PYTHONPATH", "")]),
+            "TOMOLINE_SLURM_POLL_SECONDS": POLL_SECONDS,
             "TOMOLINE_TEST_HINDRANCES": str(hindrances), **environment,
         }  # fmt: skip
         complete.pop("SNAKEMAKE_PROFILE", None)
@@ -178,6 +182,12 @@ class Facility:
         wait_for(look, f"a job of {word} to be {state}", seconds)
         return found[0]
 
+    def job_of(self, tomogram: str, kind: str) -> list[Job]:
+        """Submissions of a kind (`prepare`, `network`, `results`) that hold a tomogram."""
+        return [
+            job for job in self.jobs() if kind_of(job) == kind and tomogram in tomograms_of(job)
+        ]
+
     def status(self) -> dict[str, dict[str, Any]]:
         """`tomoline status --json`, by tomogram."""
         done = self.project.run("tomoline", "status", "--dataset", "tiny", "--json")
@@ -185,7 +195,30 @@ class Facility:
         return {row["tomogram"]: row for row in dataset["tomograms"]}
 
 
-def jobs_since(jobs: Sequence[Job], begun: float) -> list[Job]:
-    """Those submitted after a moment (seconds since the epoch)."""
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(begun))
-    return [job for job in jobs if job.submit >= moment]
+def kind_of(job: Job) -> str:
+    """The group, or rule, that a submission ran."""
+    return job.comment.partition(":")[0]
+
+
+def tomograms_of(job: Job) -> set[str]:
+    """The tomograms in a submission."""
+    return set(job.comment.partition(":")[2].split())
+
+
+def numbers(jobs: Iterable[Job]) -> set[str]:
+    """The numbers of submissions, each once."""
+    return {job.id for job in jobs}
+
+
+def set_resources(**of_all: Any) -> list[str]:
+    """`--set-resources` with what the shipped profile sets, and these for all rules in groups.
+
+    The option replaces the profile's whole section, so that has to be said again.
+    """
+    shipped = yaml.safe_load((PROFILES / "slurm" / "config.yaml").read_text())["set-resources"]
+    rules = {rule: dict(values) for rule, values in shipped.items()}
+    for rule in GROUP_RULES:
+        rules.setdefault(rule, {}).update(of_all)
+    return ["--set-resources", *(
+        f"{rule}:{key}={value}" for rule, values in rules.items() for key, value in values.items()
+    )]  # fmt: skip

@@ -2,8 +2,13 @@
 
 A real tomogram keeps a job busy for minutes; those of the tests take no time, so that a test could
 never find a job at work. The file named by TOMOLINE_TEST_HINDRANCES lists stages that wait at their
-start or use more memory, as JSON: [{"stage", "tomogram", "hold", "memory_mb"}]. Where the file
-`hold` exists the stage says so in `<hold>.<tomogram>` and waits until it has gone.
+start or use more memory, as JSON: [{"stage", "tomogram", "hold", "more_memory"}].
+
+hold
+    A file's path. While it exists the stage waits; it says so in `<hold>.<tomogram>`.
+more_memory
+    A file's path. The stage uses, beside what it needs, as much memory as its first attempt was
+    allocated, which is noted in the file: too much for that attempt, not for the next.
 """
 
 from __future__ import annotations
@@ -16,26 +21,38 @@ import time
 from pathlib import Path
 from typing import Any
 
-LIMIT_S = 300.0
+LIMIT_S = 400.0
+USING_S = 8.0  # SLURM looks every two seconds
 
 
 def hinder(stage: str, outputs: dict[str, str]) -> None:
-    """Wait and allocate as the list says for this stage of this tomogram."""
+    """Do what the list says for this stage of this tomogram."""
     parts = {part for path in outputs.values() for part in Path(str(path)).parts}
-    kept = []
     for entry in json.loads(Path(os.environ["TOMOLINE_TEST_HINDRANCES"]).read_text()):
         name = entry.get("tomogram", "")
-        if entry["stage"] != stage or (name and name not in parts):
-            continue
-        if megabytes := entry.get("memory_mb"):
-            kept.append(b"\1" * (int(megabytes) << 20))
-            time.sleep(8.0)  # SLURM looks every two seconds
-        hold = Path(entry["hold"]) if "hold" in entry else None
-        end = time.monotonic() + LIMIT_S
-        if hold is not None and hold.exists():
-            hold.with_name(f"{hold.name}.{name or stage}").touch()
-            while hold.exists() and time.monotonic() < end:
-                time.sleep(0.2)
+        if entry["stage"] == stage and (not name or name in parts):
+            if "more_memory" in entry:
+                use_memory(Path(entry["more_memory"]))
+            if "hold" in entry:
+                wait(Path(entry["hold"]), name or stage)
+
+
+def wait(hold: Path, name: str) -> None:
+    """Wait until the file has gone."""
+    end = time.monotonic() + LIMIT_S
+    if hold.exists():
+        hold.with_name(f"{hold.name}.{name}").touch()
+    while hold.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+def use_memory(note: Path) -> None:
+    """Hold as many MB as the first attempt was allocated for some seconds."""
+    if not note.exists():
+        note.write_text(os.environ["SLURM_MEM_PER_NODE"])
+    held = b"\1" * (int(note.read_text()) << 20)
+    time.sleep(USING_S)
+    del held
 
 
 class Finder:

@@ -344,7 +344,8 @@ def test_the_lock_of_a_dead_watch_is_taken_over(bench: Bench, changes: dict[str,
 def run_cli(bench: Bench, *arguments: str) -> subprocess.Popen[str]:
     """The command in a process of its own, with our small snakemake beside its Python."""
     code = (
-        "import sys; from tomoline import cli; "
+        "import signal, sys; from tomoline import cli; "
+        "signal.signal(signal.SIGINT, signal.SIG_IGN); "  # as of a job that a shell starts with &
         f"sys.executable = {str(bench.program.with_name('python'))!r}; "
         "sys.exit(cli.main(sys.argv[1:]))"
     )

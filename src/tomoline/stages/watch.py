@@ -544,14 +544,16 @@ def _second(lock: Path, pid: Any, host: Any, remedy: str) -> InputError:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal stop the block as Ctrl-C does."""
+    """Let SIGTERM and a closed terminal stop the block as Ctrl-C does, also in the background."""
 
     def stop(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
     before = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish is respected
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # nohup's wish is respected. A shell's `&` makes SIGINT ignored, here and in snakemake,
+        # which then could not be told to stop: that is undone.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             before[number] = signal.signal(number, stop)
     try:
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tomoline.errors import TomolineError
 
@@ -16,6 +17,33 @@ ENDED = frozenset(
 )  # fmt: skip
 # SLURM itself may put a job in one of these states back into its queue.
 MAY_RETURN = frozenset({"PREEMPTED", "NODE_FAIL"})
+
+
+# Reasons of a job that waits and will wait for ever, as it was asked for.
+HOPELESS = frozenset(
+    {"PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints", "AccountNotAllowed",
+     "QOSNotAllowed", "InvalidAccount", "InvalidQOS", "AssociationJobLimit", "MaxCpuPerAccount",
+     "MaxMemPerLimit", "DependencyNeverSatisfied", "JobHeldAdmin", "JobHeldUser",
+     "user_env_retrieval_failed_requeued_held", "launch_failed_requeued_held"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job's state in one word, and why it waits where it does."""
+
+    state: str = "UNKNOWN"
+    reason: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will not go on by itself."""
+        return self.state in ENDED
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it waits for what will not come."""
+        return self.state == "PENDING" and self.reason in HOPELESS
 
 
 class SlurmError(TomolineError):
@@ -38,7 +66,7 @@ def ask(arguments: Sequence[str], *, text: str | None = None) -> str:
     return done.stdout
 
 
-def job_states(run: str, ids: Sequence[str] = ()) -> dict[str, str]:
+def job_states(run: str, ids: Sequence[str] = ()) -> dict[str, JobState]:
     """State of each job of a run that SLURM still knows.
 
     The controller is asked first: it answers at once and also where there is no accounting. It
@@ -50,10 +78,10 @@ def job_states(run: str, ids: Sequence[str] = ()) -> dict[str, str]:
     SlurmError
         Neither answers.
     """
-    states: dict[str, str] = {}
+    states: dict[str, JobState] = {}
     fault: SlurmError | None = None
     try:
-        states = _parsed(ask(["squeue", "--noheader", "--states=all", "--format=%i|%T",
+        states = _parsed(ask(["squeue", "--noheader", "--states=all", "--format=%i|%T|%r",
                               f"--name={run}"]))  # fmt: skip
     except SlurmError as error:
         fault = error
@@ -69,9 +97,32 @@ def job_states(run: str, ids: Sequence[str] = ()) -> dict[str, str]:
     return states
 
 
-def _parsed(text: str) -> dict[str, str]:
-    rows = (line.split("|") for line in text.splitlines() if "|" in line)
-    return {row[0].strip(): (row[1].split() or ["UNKNOWN"])[0].rstrip("+") for row in rows}
+def _parsed(text: str) -> dict[str, JobState]:
+    rows = ([*line.split("|"), ""] for line in text.splitlines() if "|" in line)
+    return {
+        row[0].strip(): JobState((row[1].split() or ["UNKNOWN"])[0].rstrip("+"), row[2].strip())
+        for row in rows
+    }
+
+
+def time_limit(partition: str) -> int | None:
+    """Longest run time of a job in a partition (empty: the default one), in minutes.
+
+    None where there is no limit or it cannot be asked for.
+    """
+    try:
+        rows = ask(["sinfo", "--noheader", "--format=%P|%l"]).split()
+    except SlurmError:
+        return None
+    limits = dict(row.split("|", 1) for row in rows if "|" in row)
+    wanted = {partition, f"{partition}*"} if partition else {p for p in limits if p.endswith("*")}
+    text = next((limits[name] for name in limits if name in wanted), "infinite")
+    days, _, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdigit() for part in parts):
+        return None
+    hours, minutes, _ = ([0, 0, 0] + [int(part) for part in parts])[-3:]
+    return (int(days or 0) * 24 + hours) * 60 + minutes
 
 
 def cancel(ids: Sequence[str]) -> None:
@@ -100,5 +151,5 @@ def cancel_run(run: str, *, patience_s: float = 180.0) -> list[str]:
     return sorted(found)
 
 
-def _unfinished(states: Mapping[str, str]) -> set[str]:
-    return {name for name, state in states.items() if state not in ENDED}
+def _unfinished(states: Mapping[str, JobState]) -> set[str]:
+    return {name for name, state in states.items() if not state.ended}

@@ -29,6 +29,7 @@ from tomoline_slurm.records import FOLDER, QUEUE
 log = get_logger(__name__)
 
 RECORD = FOLDER / "driver.json"
+LOCKS = Path(".snakemake") / "locks"
 # A driver on another host cannot be looked at; it touches its record every few minutes.
 SILENT_S = 1800.0
 
@@ -120,6 +121,8 @@ def recover(last: Driver, unlock: Callable[[], None]) -> list[str]:
     for name in _end_processes():
         log.warning("ended its process %s", name)
     unlock()
+    # Snakemake's own removes the folder, and misses it when it locks again.
+    LOCKS.mkdir(parents=True, exist_ok=True)
     RECORD.unlink(missing_ok=True)
     return jobs
 

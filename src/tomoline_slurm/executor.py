@@ -18,8 +18,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,16 @@ from snakemake_executor_plugin_slurm.validation import (
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
 from tomoline_slurm import driver, records
-from tomoline_slurm.commands import ENDED, MAY_RETURN, SlurmError, ask, cancel, job_states
-from tomoline_slurm.packs import Pack, bundled
+from tomoline_slurm.commands import (
+    MAY_RETURN,
+    JobState,
+    SlurmError,
+    ask,
+    cancel,
+    job_states,
+    time_limit,
+)
+from tomoline_slurm.packs import Pack, Request, bundled, limit
 
 # Seconds between two looks at the files that jobs leave, and between two questions to SLURM.
 LOOK_S = 5.0
@@ -49,18 +59,25 @@ COMMENT_LENGTH = 200
 class Executor(SlurmExecutor):  # type: ignore[misc]
     """Submits packs of jobs with sbatch and watches over them until each has ended."""
 
-    def __post_init__(self, test_mode: bool = False) -> None:
-        super().__post_init__(test_mode)
-        driver.note_run(self.run_uuid)
+    def __init__(self, workflow: Any, logger: Any) -> None:
+        # Before all else: the plugin's own constructor starts the thread that watches.
         poll = os.environ.get(POLL_VARIABLE)
         self._look_s = float(poll) if poll else LOOK_S
         self._ask_s = (self._look_s, self._look_s) if poll else ASK_S
         self._pause_s = self._ask_s[0]
         self._asked = time.monotonic()
-        self._states: dict[str, str] = {}
+        self._states: dict[str, JobState] = {}
         # When a job was first seen in a state that it cannot stay in.
         self._doubtful: dict[str, tuple[str, float]] = {}
         self._noted: dict[tuple[str, int], str] = {}
+        self._gathered: list[tuple[Any, float]] = []
+        self._gate = threading.Lock()
+        self._limits: dict[str, int | None] = {}
+        super().__init__(workflow, logger)
+
+    def __post_init__(self, test_mode: bool = False) -> None:
+        super().__post_init__(test_mode)
+        driver.note_run(self.run_uuid)
 
     # --- submission
 
@@ -68,16 +85,40 @@ class Executor(SlurmExecutor):  # type: ignore[misc]
         """The members of a pack are run by Snakemake's local executor, in the allocation."""
         return ""
 
+    def get_account_arg(self, job: Any) -> Iterator[str]:
+        """Leave the account to SLURM where none is given; the plugin guesses, with warnings."""
+        if job.resources.get("slurm_account"):
+            yield from super().get_account_arg(job)
+        else:
+            yield ""
+
     def run_jobs(self, jobs: list[Any]) -> None:
-        """Submit jobs that are ready now; those that span nodes go the plugin's own way."""
+        """Gather jobs that are ready; those that span nodes go the plugin's own way."""
         spanning = [job for job in jobs if job.resources.get("mpi")]
         super().run_jobs(spanning)
-        for members in bundled(job for job in jobs if job not in spanning):
-            for job in members:
+        for job in jobs:
+            if job not in spanning:
                 self.run_job_pre(job)
-            self._job_submission_executor.submit(self._submit, Pack.of(members))
+                with self._gate:
+                    self._gathered.append((job, time.monotonic()))
+
+    def _send(self) -> None:
+        """Submit what has gathered: of each kind a full pack at once, others after a little while.
+
+        Jobs become ready one by one, as those before them end; together they cost less.
+        """
+        now = time.monotonic()
+        with self._gate:
+            gathered, self._gathered = dict(self._gathered), []
+            for members in bundled(gathered):
+                full = len(members) >= limit(members[-1])
+                if full or now - min(gathered[job] for job in members) >= 2 * self._look_s:
+                    self._job_submission_executor.submit(self._submit, Pack.of(members))
+                else:
+                    self._gathered += [(job, gathered[job]) for job in members]
 
     def _submit(self, pack: Pack) -> None:
+        """Submit a pack, in a thread of its own; whatever goes wrong, its jobs have failed."""
         try:
             job_id, logs = self._submitted(pack)
         except Exception as error:
@@ -85,22 +126,16 @@ class Executor(SlurmExecutor):  # type: ignore[misc]
                 records.note(task, run=self.run_uuid, job="", state="REFUSED", reason=str(error))
                 self._report_job_error_threadsafe(SubmittedJobInfo(job), f"not submitted: {error}")
             return
-        self.logger.info(
-            f"SLURM job {job_id}: {', '.join(task.label for task in pack.tasks)} (log: {logs[0]})"
-        )
-        for number, (job, task, log) in enumerate(zip(pack.jobs, pack.tasks, logs, strict=True)):
-            info = SubmittedJobInfo(
-                job, external_jobid=job_id,
-                aux={"slurm_logfile": log, "pack": pack, "member": number},
-            )  # fmt: skip
-            self._note(info, "SUBMITTED", partition=str(pack.request.resources.get(
-                "slurm_partition", "")), members=len(pack.jobs))  # fmt: skip
+        self.logger.info(f"SLURM job {job_id}: {', '.join(task.label for task in pack.tasks)}")
+        for number, (job, log) in enumerate(zip(pack.jobs, logs, strict=True)):
+            aux = {"slurm_logfile": log, "pack": pack, "member": number}
+            info = SubmittedJobInfo(job, external_jobid=job_id, aux=aux)
+            self._note(info, "SUBMITTED")
             self._report_job_submission_threadsafe(info)
-            del task
 
     def _submitted(self, pack: Pack) -> tuple[str, list[Path]]:
         """Call sbatch; returns SLURM's job id and each member's log."""
-        request = pack.request
+        request = self._within_limits(pack.request)
         validate_slurm_extra(request)
         folder = self.slurm_logdir / pack.tasks[0].name
         own = [folder / task.label / "%j.log" for task in pack.tasks]
@@ -132,6 +167,19 @@ class Executor(SlurmExecutor):  # type: ignore[misc]
         job_id = validate_or_get_slurm_job_id(answer.strip().split(";")[0], answer)
         return job_id, [path.with_name(path.name.replace("%j", job_id)) for path in own]
 
+    def _within_limits(self, request: Request) -> Request:
+        """Ask for no more time than the partition gives: SLURM would let the job wait for ever."""
+        partition = str(request.resources.get("slurm_partition") or "")
+        if partition not in self._limits:
+            self._limits[partition] = time_limit(partition)
+        limit, wanted = self._limits[partition], request.resources.get("runtime")
+        if limit and isinstance(wanted, int) and wanted > limit:
+            self.logger.warning(
+                f"a job may take {limit} minutes in partition {partition}, not {wanted}"
+            )
+            return Request({**request.resources, "runtime": limit}, request.threads)
+        return request
+
     # --- watching
 
     async def sleep(self) -> None:
@@ -142,7 +190,8 @@ class Executor(SlurmExecutor):  # type: ignore[misc]
     async def check_active_jobs(
         self, active_jobs: list[SubmittedJobInfo]
     ) -> AsyncGenerator[SubmittedJobInfo, None]:
-        """Report those that ended; yield the others."""
+        """Submit what is ready; report those that ended; yield the others."""
+        self._send()
         packed = [info for info in active_jobs if "pack" in (info.aux or {})]
         async for info in super().check_active_jobs([i for i in active_jobs if i not in packed]):
             yield info
@@ -182,20 +231,19 @@ class Executor(SlurmExecutor):  # type: ignore[misc]
             self.logger.warning(f"SLURM does not answer, its jobs are waited for: {error}")
             return False
         for info in infos:
-            state = self._states.get(info.external_jobid)
-            if state and state not in ENDED:
-                self._note(info, state)
-        records.note_queue(
-            self.run_uuid,
-            {i.external_jobid: self._states.get(i.external_jobid, "UNKNOWN") for i in infos},
-        )
+            known = self._state(info)
+            if not known.ended and known.state != "UNKNOWN":
+                self._note(info, known.state)
+        records.note_queue(self.run_uuid, {i.external_jobid: asdict(self._state(i)) for i in infos})
         return True
 
     def _is_given_up(self, info: SubmittedJobInfo) -> bool:
         """Report a job that SLURM says will not leave an exit code any more."""
-        state = self._states.get(info.external_jobid, "UNKNOWN")
-        key = f"{info.external_jobid}.{info.aux['member']}"
-        if state not in ENDED and state != "UNKNOWN":
+        known, key = self._state(info), f"{info.external_jobid}.{info.aux['member']}"
+        state = known.state
+        if known.hopeless:
+            return self._end(info, state, f"SLURM would never start it ({known.reason})")
+        if not known.ended and state != "UNKNOWN":
             self._doubtful.pop(key, None)
             return False
         first, since = self._doubtful.setdefault(key, (state, time.monotonic()))
@@ -206,12 +254,21 @@ class Executor(SlurmExecutor):  # type: ignore[misc]
             return False
         # SLURM might start it again after all, beside the one that takes its place.
         if state in MAY_RETURN or state == "UNKNOWN":
-            try:
-                cancel([info.external_jobid])
-            except SlurmError:
-                return False
+            return self._end(info, state, "it did not come back")
         self._fail(info, state, "it ended without an exit code")
         return True
+
+    def _end(self, info: SubmittedJobInfo, state: str, reason: str) -> bool:
+        """Cancel a job and report it; not now where SLURM does not answer."""
+        try:
+            cancel([info.external_jobid])
+        except SlurmError:
+            return False
+        self._fail(info, state, reason)
+        return True
+
+    def _state(self, info: SubmittedJobInfo) -> JobState:
+        return self._states.get(info.external_jobid) or JobState()
 
     def _patience(self, state: str) -> float:
         """How long a state is doubted; less where polling is fast, as it is in tests."""

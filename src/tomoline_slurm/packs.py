@@ -32,7 +32,7 @@ def task_of(job: Any) -> Task:
     names = {k: v for member in members for k, v in dict(member.wildcards_dict).items()}
     return Task(
         name=_group_name(members[0]) if job.is_group() else job.rule.name,
-        rules=tuple(dict.fromkeys(member.rule.name for member in members)),
+        rules=tuple(sorted({member.rule.name for member in members})),
         dataset=str(names.get("dataset", "")),
         tomogram=str(names.get("tomogram", "")),
         attempt=int(job.attempt),

@@ -56,7 +56,7 @@ def note(task: Task, *, run: str, job: str, state: str, **more: Any) -> None:
         log.warning("the state of SLURM job %s could not be noted: %s", job, error)
 
 
-def note_queue(run: str, states: Mapping[str, str]) -> None:
+def note_queue(run: str, states: Mapping[str, Mapping[str, str]]) -> None:
     """Replace the picture of the queue: the state of every job that has not ended."""
     try:
         write_json(QUEUE, {"time": time.time(), "run": run, "jobs": dict(states)})

@@ -18,7 +18,7 @@ rule extract:
         "../../envs/runtime.yaml"
     resources:
         mem_mb=memory(600, 8),
-        runtime=minutes(10, 0.5),
+        runtime=minutes(2, 0.1),
         bundle=bundle,
     params:
         settings=settings_of("extract"),
@@ -45,7 +45,7 @@ rule classify:
     resources:
         **gpu_of(CONFIG.classify),
         mem_mb=memory(3000, 8),
-        runtime=minutes(30, 15),
+        runtime=minutes(10, 1.5, gpu=0.1),
         bundle=bundle,
     params:
         settings=settings_of("classify"),
@@ -71,7 +71,7 @@ rule vote:
         "../../envs/runtime.yaml"
     resources:
         mem_mb=memory(600, 8),
-        runtime=minutes(10, 0.5),
+        runtime=minutes(2, 0.1),
         bundle=bundle,
     params:
         settings=settings_of("vote"),

@@ -3,6 +3,7 @@
 
 import sys
 from functools import cache
+from math import ceil
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -60,7 +61,11 @@ if workflow.is_main_process and not BRANCH:
 # each shard is a job of its own, and the plan that they share is made before them.
 NETWORK = "network"
 SHARDED = CONFIG.tiling.shards > 1
-# What Snakemake's own two processes take in a cluster's job, and how small a tomogram has to be to
+ON_GPU = CONFIG.segment.device != "cpu" and (
+    CONFIG.segment.device == "cuda"
+    or "gpu" in workflow.resource_settings.overwrite_resources.get("segment", {})
+)
+# What Snakemake's own processes take in a cluster's job, and how small a tomogram has to be to
 # share a submission with others (a resource that this workflow's executor understands).
 JOB_MB = 500
 BUNDLE_VOXELS = 120e6
@@ -149,12 +154,16 @@ def memory(base_mb, bytes_per_voxel=0.0, given=False):
     return mem_mb
 
 
-def minutes(base, per_million_voxels=0.0):
-    """Run time by the prepared volume's size, in minutes, and more at each further attempt."""
+def minutes(base, per_million_voxels=0.0, gpu=None):
+    """Run time by the prepared volume's size, in minutes, and more at each further attempt.
+
+    `gpu` is for each million voxels where the profile gives the networks a GPU.
+    """
+    slope = gpu if gpu is not None and ON_GPU else per_million_voxels
 
     def runtime(wildcards, attempt):
         voxels = run().voxels(wildcards.dataset, wildcards.tomogram)
-        return int((base + per_million_voxels * voxels / 1e6) * attempt)
+        return ceil((base + slope * voxels / 1e6) * attempt)
 
     return runtime
 

@@ -22,7 +22,7 @@ rule evaluate:
         "../../envs/runtime.yaml"
     resources:
         mem_mb=memory(800, 60),
-        runtime=minutes(20, 1),
+        runtime=minutes(5, 0.3),
         bundle=bundle,
     params:
         settings=settings_of("evaluate"),

@@ -18,7 +18,7 @@ rule export:
         "../../envs/runtime.yaml"
     resources:
         mem_mb=memory(600),
-        runtime=minutes(5),
+        runtime=minutes(2),
         bundle=bundle,
     params:
         settings=settings_of("export"),

@@ -21,7 +21,7 @@ rule segment:
     resources:
         **gpu_of(CONFIG.segment),
         mem_mb=memory(3000, 12),
-        runtime=minutes(30, 30),
+        runtime=minutes(10, 1, gpu=0.1),
         bundle=bundle,
     params:
         settings=settings_of("segment"),
@@ -52,7 +52,7 @@ rule merge:
         "../../envs/runtime.yaml"
     resources:
         mem_mb=memory(600, 32),
-        runtime=minutes(10, 0.5),
+        runtime=minutes(2, 0.1),
         bundle=bundle,
     params:
         settings=settings_of("merge"),
@@ -77,7 +77,7 @@ rule cluster:
         "../../envs/runtime.yaml"
     resources:
         mem_mb=memory(600, 48),
-        runtime=minutes(20, 1),
+        runtime=minutes(3, 0.2),
         bundle=bundle,
     params:
         settings=settings_of("cluster"),

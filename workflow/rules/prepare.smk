@@ -20,7 +20,7 @@ rule prepare:
         "../../envs/imod.yaml" if CONFIG.prepare.imod else "../../envs/runtime.yaml"
     resources:
         mem_mb=memory(600, 48, given=True),
-        runtime=minutes(15, 0.5),
+        runtime=minutes(5, 0.2),
         bundle=bundle,
     params:
         settings=settings_of("prepare"),
@@ -46,8 +46,8 @@ rule tile:
     conda:
         "../../envs/runtime.yaml"
     resources:
-        mem_mb=600,
-        runtime=5,
+        mem_mb=memory(600),
+        runtime=2,
         bundle=bundle,
     params:
         settings=settings_of("tiling"),

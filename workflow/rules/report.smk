@@ -5,6 +5,8 @@
 rule report_tomogram:
     input:
         unpack(evaluation_files),
+        # Not read: it joins a tomogram's last rules, so that they are one job on a cluster.
+        exported=exported(CONFIG.export.dialects[0]),
         particles=rules.vote.output.particles,
         transform=rules.prepare.output.transform,
         volume=rules.prepare.output.volume,
@@ -21,7 +23,7 @@ rule report_tomogram:
         "../../envs/runtime.yaml"
     resources:
         mem_mb=memory(800, 12),
-        runtime=minutes(10, 0.2),
+        runtime=minutes(3, 0.1),
         bundle=bundle,
     params:
         settings=settings_of("report"),

@@ -89,12 +89,11 @@ class Facility:
 
     def wait_for_held(self, name: str, hold: str = "hold", seconds: float = 180.0) -> None:
         """Wait until a held stage of a tomogram (or the stage itself) says that it waits."""
-        mark = self.folder / f"{hold}.{name}"
-        try:
-            wait_for(mark.exists, f"{name} to be at work", seconds)
-        except ClusterError as error:
-            said = self.drivers[-1].text() if self.drivers else ""
-            raise ClusterError(f"{error}\n{self.cluster.queue()}\n{said}") from None
+        mark, process = self.folder / f"{hold}.{name}", self.drivers[-1].process
+        what = f"{name} to be at work; the run said\n"
+        wait_for(lambda: mark.exists() or process.poll() is not None, what, seconds)
+        if not mark.exists():
+            raise ClusterError(f"not at work: {name}; the run said\n{self.drivers[-1].text()}")
 
     # -- runs -----------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections import defaultdict
 from pathlib import Path
 
@@ -35,44 +34,45 @@ def clone(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = clone(tmp_path_factory.mktemp("local"))
-    done = subprocess.run(
-        [SNAKEMAKE, "--cores", "2", *SETTINGS], cwd=folder, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder / "results" / "demo"
+def facility(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Facility:
+    return Facility(cluster, clone(tmp_path_factory.mktemp("demo")))
 
 
 @pytest.fixture(scope="module")
-def facility(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Facility:
-    facility = Facility(cluster, clone(tmp_path_factory.mktemp("slurm")))
+def local(facility: Facility) -> Path:
+    """The results of the local run, which was made in the same folder: STAR files name paths."""
+    driver = facility.launch([SNAKEMAKE, "--cores", "2", *SETTINGS])
+    assert driver.wait(600) == 0, driver.text()
+    return (facility.folder / "results").rename(facility.folder / "local") / "demo"
+
+
+@pytest.fixture(scope="module")
+def results(facility: Facility, local: Path) -> Path:
+    """The results of the cluster's run."""
     driver = facility.launch([SNAKEMAKE, "--profile", "slurm", *TIMES, *SETTINGS])
     assert driver.wait(600) == 0, driver.text()
-    return facility
+    return facility.folder / "results" / "demo"
 
 
 @pytest.fixture(scope="module")
-def jobs(facility: Facility) -> dict[str, Job]:
+def jobs(facility: Facility, results: Path) -> dict[str, Job]:
     return {job.id: job for job in facility.ended_jobs()}
 
 
 @pytest.fixture(scope="module")
-def records(facility: Facility) -> list[dict[str, object]]:
+def records(results: Path) -> list[dict[str, object]]:
     """The lines of every history of jobs, each with the folder it lies in."""
     return [
         json.loads(line) | {"of": path.parents[1].name}
-        for path in facility.folder.glob("results/**/logs/slurm.jsonl")
+        for path in results.glob("**/logs/slurm.jsonl")
         for line in path.read_text().splitlines()
     ]
 
 
-def test_star_files_are_those_of_the_local_run(local: Path, facility: Facility) -> None:
+def test_star_files_are_those_of_the_local_run(local: Path, results: Path) -> None:
     names = sorted(path.relative_to(local) for path in local.rglob("*.star"))
     assert Path("export/relion5/particles.star") in names
     assert Path("demo_01/export/relion5.star") in names
-    results = facility.folder / "results" / "demo"
     assert sorted(path.relative_to(results) for path in results.rglob("*.star")) == names
     for name in names:
         assert (results / name).read_bytes() == (local / name).read_bytes(), name

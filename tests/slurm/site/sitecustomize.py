@@ -2,10 +2,12 @@
 
 A real tomogram keeps a job busy for minutes; those of the tests take no time, so that a test could
 never find a job at work. The file named by TOMOLINE_TEST_HINDRANCES lists stages that wait at their
-start or use more memory, as JSON: [{"stage", "tomogram", "hold", "more_memory"}].
+start or use more memory, as JSON: [{"stage", "tomogram", "hold", "at", "more_memory"}].
 
 hold
     A file's path. While it exists the stage waits; it says so in `<hold>.<tomogram>`.
+at
+    Wait not at the start, but when a line of the stage's log begins with this.
 more_memory
     A file's path. The stage uses, beside what it needs, as much memory as its first attempt was
     allocated, which is noted in the file: too much for that attempt, not for the next.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import sys
 import time
@@ -33,7 +36,11 @@ def hinder(stage: str, outputs: dict[str, str]) -> None:
         if entry["stage"] == stage and (not name or name in parts):
             if "more_memory" in entry:
                 use_memory(Path(entry["more_memory"]))
-            if "hold" in entry:
+            if "at" in entry:
+                logging.getLogger("tomoline").addHandler(
+                    Waiting(entry["at"], Path(entry["hold"]), name or stage)
+                )
+            elif "hold" in entry:
                 wait(Path(entry["hold"]), name or stage)
 
 
@@ -44,6 +51,19 @@ def wait(hold: Path, name: str) -> None:
         hold.with_name(f"{hold.name}.{name}").touch()
     while hold.exists() and time.monotonic() < end:
         time.sleep(0.2)
+
+
+class Waiting(logging.Handler):
+    """Waits when a line begins with certain words."""
+
+    def __init__(self, words: str, hold: Path, name: str) -> None:
+        super().__init__()
+        self.words, self.hold, self.name = words, hold, name
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Wait if this is the line."""
+        if record.getMessage().startswith(self.words):
+            wait(self.hold, self.name)
 
 
 def use_memory(note: Path) -> None:

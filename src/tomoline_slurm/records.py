@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tomoline.io.atomic import write_json
+from tomoline.io.jobs import HISTORY, append
 from tomoline.log import get_logger
 
 log = get_logger(__name__)
 
 FOLDER = Path(".snakemake") / "tomoline"
 QUEUE = FOLDER / "queue.json"
-HISTORY = Path("logs") / "slurm.jsonl"
 
 
 @dataclass(frozen=True)
@@ -43,15 +42,11 @@ class Task:
 
 def note(task: Task, *, run: str, job: str, state: str, **more: Any) -> None:
     """Append one line; a full disk here must not end a run that is going well."""
-    entry = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "run": run, "job": job, "state": state, "task": task.name,
-        "rules": list(task.rules), "attempt": task.attempt, **more,
-    }  # fmt: skip
     try:
-        task.history.parent.mkdir(parents=True, exist_ok=True)
-        with task.history.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        append(
+            task.history, run=run, job=job, state=state, rules=task.rules, task=task.name,
+            attempt=task.attempt, **more,
+        )  # fmt: skip
     except OSError as error:
         log.warning("the state of SLURM job %s could not be noted: %s", job, error)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from tomoline.contracts import STAGES
 from tomoline.errors import InputError
+from tomoline.io.jobs import FORGOTTEN, HISTORY, append, last_record
 from tomoline.io.sheet import SheetRow, write_dataset, write_sheet
 from tomoline.log import job_log
 from tomoline.settings import DatasetSettings
@@ -197,6 +199,62 @@ def test_a_dataset_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) 
         collect_status(tmp_path, dataset="broken")
     with pytest.raises(InputError, match="there are: broken, d"):
         collect_status(tmp_path, dataset="nobody")
+
+
+def test_a_job_ended_from_outside_has_failed_and_says_where_to_look(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a")
+    tree.add("a", "prepared.json", "plan.json")
+    tree.log("a", "segment")  # begun, and cut off
+    history = tmp_path / "results/d/a" / HISTORY
+    job = {"run": "r", "job": "77", "rules": ["segment", "merge"]}
+    append(history, state="TIMEOUT", reason="it ended without an exit code", log="/x/77.log", **job)
+    (dataset,) = collect_status(tmp_path)
+    stage = dataset.tomograms[0].stages["segment"]
+    assert stage.state == "failed"
+    assert "SLURM job 77 TIMEOUT" in stage.reason
+    assert "/x/77.log" in format_status([dataset])
+    append(history, state=FORGOTTEN, **(job | {"job": ""}))
+    (dataset,) = collect_status(tmp_path)
+    assert dataset.tomograms[0].stages["segment"].state == "interrupted"
+
+
+def test_a_stage_that_failed_names_its_log_and_its_job(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a")
+    tree.log("a", "prepare", error="bad")
+    history = tmp_path / "results/d/a" / HISTORY
+    append(history, run="r", job="8", state="FAILED", rules=["prepare"], log="/x/8.log")
+    (dataset,) = collect_status(tmp_path)
+    text = format_status([dataset])
+    assert "results/d/a/logs/prepare.log" in text
+    assert "SLURM job 8 FAILED, log /x/8.log" in text
+    (row,) = json.loads(status_json([dataset]))["datasets"][0]["tomograms"]
+    assert row["job"]["job"] == "8"
+
+
+def test_a_job_that_waits_is_queued_while_a_run_is_under_way(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a", "b")
+    tree.add("a", "prepared.json")
+    for name, state in (("a", "PENDING"), ("b", "RUNNING")):
+        rules = ["tile", "segment"] if name == "a" else ["prepare"]
+        append(tmp_path / "results/d" / name / HISTORY, run="r", job="9", state=state, rules=rules)
+    (dataset,) = collect_status(tmp_path)
+    a, b = dataset.tomograms
+    assert (a.summary, a.stages["tile"].state) == ("queued", "queued")
+    assert "SLURM job 9 PENDING" in a.stages["tile"].reason
+    assert (b.summary, b.stages["prepare"].state) == ("running", "running")
+    (later,) = collect_status(tmp_path, now=time.time() + 1e5)
+    assert later.tomograms[0].summary == "to do"
+
+
+def test_a_line_cut_short_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "slurm.jsonl"
+    assert last_record(path) is None
+    append(path, run="r", job="1", state="RUNNING")
+    with path.open("a") as handle:
+        handle.write('{"job": "2", "sta')
+    record = last_record(path)
+    assert record is not None
+    assert (record.job, record.state) == ("1", "RUNNING")
 
 
 def test_no_dataset_points_to_the_next_step(tmp_path: Path) -> None:

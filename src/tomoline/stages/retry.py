@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tomoline.errors import InputError
 from tomoline.export.registry import DIALECTS
+from tomoline.io.jobs import FORGOTTEN, HISTORY, append
 from tomoline.io.sheet import list_datasets
 from tomoline.stages.status import COLUMNS, DatasetStatus, TomogramStatus, collect_status
 
@@ -124,6 +125,9 @@ def retry(
     if not dry_run:
         for plan, folder in zip(plans, folders, strict=True):
             _remove(folder, plan.removed)
+            if plan.removed and (folder / HISTORY).exists():
+                with suppress(OSError):  # only a word for `tomoline status`
+                    append(folder / HISTORY, run="", job="", state=FORGOTTEN, rules=plan.stages)
     return plans
 
 

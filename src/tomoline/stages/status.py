@@ -2,7 +2,9 @@
 
 Nothing is asked of the workflow manager: a stage is done when its own output or a later stage's
 exists (intermediate files vanish after use), failed when its log ends in an ERROR that is newer
-than any such output, running when its log has begun and a run is under way.
+than any such output, running when its log has begun and a run is under way. On a cluster the
+executor notes what became of each job (`tomoline.io.jobs`): a stage whose job was ended from
+outside has failed too, and one whose job waits is queued.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ import yaml
 from tomoline.contracts import STAGES
 from tomoline.errors import InputError
 from tomoline.export.registry import DIALECTS
+from tomoline.io.jobs import HISTORY, WAITING, WORKING, JobRecord, last_record
 from tomoline.io.sheet import SheetRow, list_datasets, load_dataset
 from tomoline.settings import ExportSettings
 from tomoline.stages.checks import is_run
 
-State = Literal["done", "failed", "running", "interrupted", "to do", "-"]
+State = Literal["done", "failed", "running", "queued", "interrupted", "to do", "-"]
 
 EVALUATE, REPORT = "evaluate", "report"
 COLUMNS = (*STAGES, EVALUATE, REPORT)
@@ -43,6 +46,7 @@ _OUTPUTS: dict[str, tuple[str, ...]] = {
     EVALUATE: ("evaluation.json",),
     REPORT: ("report/tomogram.html",),
 }
+_STAGE_OF_RULE = {"report_tomogram": REPORT}
 _LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d [\d:,.]+ ([A-Z]+)\s+\S+: (.*)$")
 _SHARD = re.compile(r"(\d+)-of-(\d+)")
 _TAIL_BYTES = 65536
@@ -64,10 +68,11 @@ class Pulse:
 
 @dataclass(frozen=True)
 class StageStatus:
-    """The state of one stage of one tomogram, and why where it failed."""
+    """The state of one stage of one tomogram; why, and where its log is, where it failed."""
 
     state: State
     reason: str = ""
+    log: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +85,15 @@ class TomogramStatus:
     reason: str
     stages: dict[str, StageStatus] = field(default_factory=dict)
     particles: int | None = None
+    job: JobRecord | None = None
 
     @property
     def summary(self) -> str:
-        """One word for the whole row: finished, failed, running, to do, refused or unused."""
+        """The whole row in a word: finished, failed, running, queued, to do, refused, unused."""
         if not self.use:
             return "refused" if self.verdict == "refused" else "unused"
         states = [stage.state for stage in self.stages.values() if stage.state != "-"]
-        for state in ("failed", "running", "interrupted"):
+        for state in ("failed", "running", "queued", "interrupted"):
             if state in states:
                 return state
         return "finished" if all(state == "done" for state in states) else "to do"
@@ -185,7 +191,12 @@ def last_error(log: str | Path) -> str | None:
 
 
 def stage_states(
-    folder: str | Path, *, truth: bool = False, exports: Sequence[str], pulse: Pulse
+    folder: str | Path,
+    *,
+    truth: bool = False,
+    exports: Sequence[str],
+    pulse: Pulse,
+    job: JobRecord | None = None,
 ) -> dict[str, StageStatus]:
     """Read the state of each stage from a tomogram's results folder.
 
@@ -199,6 +210,8 @@ def stage_states(
         Names of the files that there are to be in its folder export/.
     pulse:
         The present time and whether a run is known to be under way.
+    job:
+        The last that is known of its last job on a cluster.
     """
     folder = Path(folder)
     evidence = {stage: _evidence(folder, stage, exports=exports) for stage in COLUMNS}
@@ -216,6 +229,26 @@ def stage_states(
         states[stage] = _one_stage(folder, stage, own=own, later=None, pulse=pulse)
     if not truth:
         states[EVALUATE] = StageStatus("-")
+    return states if job is None else _with_job(states, job, pulse)
+
+
+def _with_job(
+    states: dict[str, StageStatus], job: JobRecord, pulse: Pulse
+) -> dict[str, StageStatus]:
+    """Add what the cluster knows: which stage's job waits, or was ended from outside."""
+    rules = {_STAGE_OF_RULE.get(rule, rule) for rule in job.rules}
+    for name, status in states.items():
+        if name not in rules or status.state not in ("to do", "running", "interrupted"):
+            continue
+        if job.failed:
+            reason = f"{job.reason}; " if job.reason and job.job else ""
+            return states | {name: StageStatus("failed", f"{reason}{job.text}", job.log)}
+        if status.state == "to do" and pulse.beats(job.changed):
+            if job.state in WAITING:
+                return states | {name: StageStatus("queued", job.text)}
+            if job.state in WORKING:
+                return states | {name: StageStatus("running")}
+        break
     return states
 
 
@@ -237,11 +270,14 @@ def _dataset_status(project: Path, name: str, *, now: float) -> DatasetStatus:
     for row in rows:
         folder = results / row.tomogram
         states: dict[str, StageStatus] = {}
-        particles = None
+        particles, job = None, None
         if is_run(row):
-            states = stage_states(folder, truth=bool(row.truth), exports=exports, pulse=pulse)
+            job = last_record(folder / HISTORY)
+            states = stage_states(
+                folder, truth=bool(row.truth), exports=exports, pulse=pulse, job=job
+            )
             particles = accepted_particles(folder / "particles.csv")
-        tomograms.append(_tomogram(row, states, particles))
+        tomograms.append(_tomogram(row, states, particles, job))
     return DatasetStatus(
         name=name,
         tomograms=tuple(tomograms),
@@ -250,7 +286,10 @@ def _dataset_status(project: Path, name: str, *, now: float) -> DatasetStatus:
 
 
 def _tomogram(
-    row: SheetRow, stages: dict[str, StageStatus], particles: int | None
+    row: SheetRow,
+    stages: dict[str, StageStatus],
+    particles: int | None,
+    job: JobRecord | None = None,
 ) -> TomogramStatus:
     return TomogramStatus(
         tomogram=row.tomogram,
@@ -259,6 +298,7 @@ def _tomogram(
         reason=row.reason,
         stages=stages,
         particles=particles,
+        job=job,
     )
 
 
@@ -320,9 +360,10 @@ def _one_stage(
     # Only logs newer than what later stages made speak of the present: older ones belong to the
     # run whose intermediate files have since been removed.
     logs = [log for log in _logs(folder, stage) if later is None or log.stat().st_mtime > later]
-    reasons = [reason for log in logs if (reason := last_error(log)) is not None]
-    if reasons:
-        return StageStatus("failed", "; ".join(dict.fromkeys(reasons)))
+    errors = {str(log): reason for log in logs if (reason := last_error(log)) is not None}
+    if errors:
+        reasons = "; ".join(dict.fromkeys(errors.values()))
+        return StageStatus("failed", reasons, ", ".join(errors))
     if logs and pulse.beats(_newest(logs)):
         return StageStatus("running")
     if later is not None:
@@ -367,10 +408,21 @@ def _notes(dataset: DatasetStatus) -> list[str]:
         for name, stage in row.stages.items():
             if stage.reason:
                 notes.append(f"  {row.tomogram}: {name} {stage.state}: {stage.reason}")
+                notes += [f"    {line}" for line in _where_to_look(row, stage)]
     notes += [
         f"  results of {name} are there, but it is not in the sheet" for name in dataset.left_over
     ]
     return notes
+
+
+def _where_to_look(row: TomogramStatus, stage: StageStatus) -> list[str]:
+    """The files that say more about a failure."""
+    if stage.state != "failed":
+        return []
+    lines = [f"log {stage.log}"] if stage.log and stage.log not in stage.reason else []
+    if row.job is not None and row.job.failed and row.job.text not in stage.reason:
+        lines.append(row.job.text)
+    return lines
 
 
 def layout(table: Sequence[Sequence[str]], *, indent: str = "  ") -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tomoline.errors import TomolineError
 from tomoline.export.registry import dialect as dialect_of
+from tomoline.io.jobs import HISTORY, last_record
 from tomoline.io.sheet import SheetRow
 from tomoline.log import get_logger, job_log
 from tomoline.stages import combine, report_dataset
@@ -96,6 +97,7 @@ def find_fault(run: Run, row: SheetRow, folder: Path) -> dict[str, str] | None:
         truth=bool(row.truth),
         exports=[dialect_of(name).file_name for name in run.config.export.dialects],
         pulse=Pulse(now=math.inf),  # no log is recent
+        job=last_record(folder / row.tomogram / HISTORY),
     )
     for wanted in ("failed", "interrupted", "to do"):
         for stage, status in states.items():

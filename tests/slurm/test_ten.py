@@ -115,6 +115,23 @@ def test_status_names_the_two_and_why(facility: Facility, first: FirstRun) -> No
     assert {name for name, row in rows.items() if row["summary"] == "finished"} == set(GOOD)
     assert f"tomograms/{SHORT}.mrc" in rows[SHORT]["stages"]["prepare"]["reason"]
     assert "voxel size" in rows[COARSE]["stages"]["prepare"]["reason"]
+    for name in BAD:
+        assert (
+            "expected" in Path(facility.folder, rows[name]["stages"]["prepare"]["log"]).read_text()
+        )
+
+
+def test_status_names_the_job_that_failed_and_its_log(
+    facility: Facility, first_jobs: list[Job]
+) -> None:
+    rows = facility.status()
+    for name in BAD:
+        job = rows[name]["job"]
+        assert job["state"] == "FAILED"
+        assert job["job"] == of(first_jobs, "prepare", name)[-1].id
+        assert f"tomograms/{name}.mrc" in Path(facility.folder, job["log"]).read_text()
+    said = facility.project.run("tomoline", "status", "--dataset", "tiny").stdout
+    assert all(f"SLURM job {rows[name]['job']['job']} FAILED" in said for name in BAD)
 
 
 def test_a_cancelled_job_is_submitted_again(first: FirstRun, first_jobs: list[Job]) -> None:

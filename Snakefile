@@ -8,6 +8,9 @@ configfile: "config/config.yaml"
 report: "workflow/report/workflow.rst"
 
 
+container: "envs/tomoline.sif"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/localize.smk"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_project import make_project
 
 from tomoline.errors import InputError
 from tomoline.settings import Config, EnvmodulesSettings, validated
@@ -125,7 +126,9 @@ def test_module_name_is_no_place_for_shell_code(name: str) -> None:
         validated(Config, {"envmodules": {"gpu": [name]}}, source="config.yaml")
 
 
-def modules(command: str, modulefiles: Path) -> subprocess.CompletedProcess[str]:
+def modules(
+    command: str, modulefiles: Path, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run bash with Debian's environment-modules set up and one folder of modulefiles."""
     init = Path("/usr/share/modules/init/bash")
     if not init.is_file():
@@ -135,8 +138,8 @@ def modules(command: str, modulefiles: Path) -> subprocess.CompletedProcess[str]
     script = f'. {init}; module purge; module use "$1"; {command}'
     return subprocess.run(
         ["bash", "-c", script, "bash", str(modulefiles)],
-        env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
-        capture_output=True, text=True, check=False,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(modulefiles), "OMP_NUM_THREADS": "1"},
+        cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
@@ -176,6 +179,37 @@ def test_modulefile_kept_elsewhere_is_told_where_the_repository_is(tmp_path: Pat
     site.write_text(site.read_text().replace("set root {}", f"set root {tmp_path}/software"))
     done = modules("module load tomoline && which snakemake", site.parents[1])
     assert done.stdout.strip() == f"{tmp_path}/software/.venv/bin/snakemake"
+
+
+def program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_jobs_load_the_modules_of_their_kind_and_run_with_the_python_of_them(
+    tmp_path: Path,
+) -> None:
+    project = make_project(tmp_path / "project", {"one": [(12, 12, 14)]})
+    project.configure(envmodules={"runtime": ["site/1"], "gpu": ["cuda/12.6"], "imod": ["imod"]})
+    folder = tmp_path / "modulefiles"
+    for name in ("site/1", "cuda/12.6"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(f"#%Module1.0\nprepend-path PATH {tmp_path / name}\n")
+    # A Python that says which module's programs are on PATH.
+    seen = tmp_path / "seen"
+    program(tmp_path / "site/1" / "python", f'echo "$PATH" >> {seen}\nexec {sys.executable} "$@"')
+    target = "results/tiny/one/segment/1-of-1.h5"
+    command = (
+        f"{Path(sys.executable).with_name('snakemake')} --cores 2 --snakefile {ROOT}/Snakefile "
+        f"--workflow-profile {ROOT}/profiles/default {target} --sdm env-modules"
+    )
+    done = modules(command, folder, project.folder)
+    assert done.returncode == 0, done.stderr
+    said = re.findall(r"Activating environment modules: (.*)", done.stderr)
+    assert set(said) == {"site/1", "cuda/12.6, site/1"}
+    paths = seen.read_text().splitlines()
+    assert [str(tmp_path / "cuda/12.6") in path for path in paths[::2]] == [False, False, True]
 
 
 # --- container --------------------------------------------------------------------------------
@@ -254,3 +288,29 @@ def test_the_containers_own_test_passes_and_cleans_up(tmp_path: Path) -> None:
     done = shell("test", TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_work_in_the_image_and_snakemake_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(tmp_path / "project", {"one": [(12, 12, 14)]})
+    calls = tmp_path / "calls"
+    # Runs here what it is told to run in the image.
+    program(
+        tmp_path / "bin" / "apptainer",
+        f'[ "$1" = --version ] && echo "apptainer version 1.3.4" && exit\necho "$*" >> {calls}\n'
+        'while [ "${1%.sif}" = "$1" ]; do shift; done\nshift\nexec "$@"',
+    )
+    programs = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}"
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    done = project.snakemake(
+        "--sdm", "apptainer", "--apptainer-args=--nv --bind /data", "results/tiny/one/plan.json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert project.file("one", "plan.json").is_file()
+    words = [line.split() for line in calls.read_text().splitlines()]
+    assert len(words) == 2  # prepare and tile
+    for line in words:
+        assert line[:6] == ["exec", "--home", str(project.folder), "--nv", "--bind", "/data"]
+        image = line.index("envs/tomoline.sif")
+        assert line[image + 1 : image + 3] == ["bash", "-c"]

@@ -16,6 +16,8 @@ rule extract:
         NETWORK
     conda:
         "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("runtime"),
     resources:
         mem_mb=memory(600, 8),
         runtime=minutes(2, 0.1),
@@ -41,6 +43,8 @@ rule classify:
         NETWORK
     conda:
         "../../envs/gpu.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("gpu"),
     threads: 4
     resources:
         **gpu_of(CONFIG.classify),
@@ -69,6 +73,8 @@ rule vote:
         NETWORK
     conda:
         "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("runtime"),
     resources:
         mem_mb=memory(600, 8),
         runtime=minutes(2, 0.1),

@@ -16,7 +16,7 @@ from tomoline_slurm import driver, install
 
 # Targets that need neither tomograms nor models: they make them.
 BRANCHES = {"simulate", "simulate_demo", "train"}
-BRANCH_SETTINGS = {"datasets", "simulate", "train"}
+BRANCH_SETTINGS = {"datasets", "simulate", "train", "envmodules"}
 
 
 def refused(function, *arguments, **options):
@@ -127,17 +127,25 @@ def model_file(role, name):
     return f"{MODELS[role].as_posix()}/{name}"
 
 
-def of_tomograms(pattern, select=lambda row: True):
-    """Input function: `pattern` of every tomogram of a dataset that is run (and selected)."""
+def of_tomograms(pattern):
+    """Input function: `pattern` of every tomogram of a dataset that is run."""
 
     def paths(wildcards):
-        rows = [row for row in run().rows[wildcards.dataset] if select(row)]
         return [
             pattern.format(dataset=wildcards.dataset, tomogram=row.tomogram)
-            for row in rows
+            for row in run().rows[wildcards.dataset]
         ]
 
     return paths
+
+
+def files_of_tomograms(**patterns):
+    """Parameter function: files of all tomograms that go along with those the rule names."""
+
+    def files(wildcards):
+        return {key: of_tomograms(path)(wildcards) for key, path in patterns.items()}
+
+    return files
 
 
 def memory(base_mb, bytes_per_voxel=0.0, given=False):
@@ -265,10 +273,9 @@ def targets(wildcards):
             rules.report_dataset.output.table.format(dataset=dataset),
         ]
         wanted += [path.format(dataset=dataset) for path in combined_files().values()]
+        # A tomogram's page comes last of all; its file for the first program stands for the others.
+        first = exported(CONFIG.export.dialects[0])
         for row in rows:
-            names = {"dataset": dataset, "tomogram": row.tomogram}
-            wanted.append(shown(**names))
-            wanted.append(exported(CONFIG.export.dialects[0]).format(**names))
-            if has_truth(row):
-                wanted.append(rules.evaluate.output.evaluation.format(**names))
+            wanted.append(shown(dataset, row.tomogram))
+            wanted.append(first.format(dataset=dataset, tomogram=row.tomogram))
     return wanted

@@ -20,6 +20,8 @@ rule evaluate:
         "results"
     conda:
         "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("runtime"),
     resources:
         mem_mb=memory(800, 60),
         runtime=minutes(5, 0.3),

@@ -16,6 +16,8 @@ rule export:
         "results"
     conda:
         "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("runtime"),
     resources:
         mem_mb=memory(600),
         runtime=minutes(2),
@@ -30,9 +32,8 @@ rule export:
 
 rule combine:
     input:
-        **{name: of_tomograms(exported(name)) for name in CONFIG.export.dialects},
-        particles=of_tomograms(rules.vote.output.particles),
-        transforms=of_tomograms(rules.prepare.output.transform),
+        # One file stands for all of a tomogram: each one named costs planning time.
+        of_tomograms(exported(CONFIG.export.dialects[0])),
     output:
         **combined_files(),
     log:
@@ -42,10 +43,17 @@ rule combine:
     localrule: True
     conda:
         "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("runtime"),
     resources:
         mem_mb=1000,
         runtime=10,
     params:
+        files=files_of_tomograms(
+            particles=rules.vote.output.particles,
+            transforms=rules.prepare.output.transform,
+            **{name: exported(name) for name in CONFIG.export.dialects},
+        ),
         settings=settings_of("export"),
         dataset=lambda wildcards: run().dataset(wildcards.dataset),
         tilt_series=lambda wildcards: [

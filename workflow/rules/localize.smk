@@ -17,6 +17,8 @@ rule segment:
         "segment-{scatteritem}" if SHARDED else NETWORK
     conda:
         "../../envs/gpu.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("gpu"),
     threads: 4
     resources:
         **gpu_of(CONFIG.segment),
@@ -50,6 +52,8 @@ rule merge:
         NETWORK
     conda:
         "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("runtime"),
     resources:
         mem_mb=memory(600, 32),
         runtime=minutes(2, 0.1),
@@ -75,6 +79,8 @@ rule cluster:
         NETWORK
     conda:
         "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("runtime"),
     resources:
         mem_mb=memory(600, 48),
         runtime=minutes(3, 0.2),

@@ -18,6 +18,8 @@ rule prepare:
         "prepare"
     conda:
         "../../envs/imod.yaml" if CONFIG.prepare.imod else "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("imod" if CONFIG.prepare.imod else "runtime"),
     resources:
         mem_mb=memory(600, 48, given=True),
         runtime=minutes(5, 0.2),
@@ -45,6 +47,8 @@ rule tile:
         "prepare" if SHARDED else NETWORK
     conda:
         "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("runtime"),
     resources:
         mem_mb=memory(600),
         runtime=2,

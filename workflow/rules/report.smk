@@ -21,6 +21,8 @@ rule report_tomogram:
         "results"
     conda:
         "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("runtime"),
     resources:
         mem_mb=memory(800, 12),
         runtime=minutes(3, 0.1),
@@ -36,9 +38,6 @@ rule report_tomogram:
 
 rule report_dataset:
     input:
-        particles=of_tomograms(rules.vote.output.particles),
-        transforms=of_tomograms(rules.prepare.output.transform),
-        evaluations=of_tomograms(rules.evaluate.output.evaluation, select=has_truth),
         pages=of_tomograms(rules.report_tomogram.output.page),
         combined=[combined_files()[name] for name in CONFIG.export.dialects],
         cards=[model_file(role, "card.yaml") for role in MODELS],
@@ -57,10 +56,13 @@ rule report_dataset:
     localrule: True
     conda:
         "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("runtime"),
     resources:
         mem_mb=1500,
         runtime=20,
     params:
+        files=files_of_tomograms(particles=rules.vote.output.particles),
         settings=settings_of("report"),
         dataset="{dataset}",
         refused=lambda wildcards: run().listed_only(wildcards.dataset),

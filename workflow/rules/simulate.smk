@@ -27,6 +27,8 @@ rule simulate_one:
         number=r"\d+",
     conda:
         "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("runtime"),
     threads: 2
     resources:
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
@@ -48,6 +50,8 @@ rule simulate_demo:
         "results/simulated/demo/logs/simulate_demo.log",
     conda:
         "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("runtime"),
     threads: 2
     resources:
         mem_mb=6000,

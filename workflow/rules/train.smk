@@ -24,6 +24,8 @@ rule train:
         f"{TRAINED}/benchmarks/train.jsonl"
     conda:
         "../../envs/gpu.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("gpu"),
     threads: 16
     resources:
         **gpu_of(CONFIG.train),

@@ -4,7 +4,7 @@ from tomoline.stages import execute
 
 execute(
     "combine",
-    inputs=dict(snakemake.input.items()),
+    inputs=snakemake.params.files,
     outputs=dict(snakemake.output.items()),
     settings=snakemake.params.settings,
     params={

@@ -4,7 +4,7 @@ from tomoline.stages import execute
 
 execute(
     "report_dataset",
-    inputs=dict(snakemake.input.items()),
+    inputs={**snakemake.params.files, "cards": snakemake.input.cards},
     outputs=dict(snakemake.output.items()),
     settings=snakemake.params.settings,
     params={

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tomoline.contracts import BACKGROUND
 from tomoline.errors import InputError
-from tomoline.io.atomic import atomic_path
+from tomoline.io.atomic import atomic_stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +63,14 @@ def write_subtomograms(
 ) -> None:
     """Write the boxes `(b, b, b)` in the order of `candidate_id`, atomically; none is legal."""
     count, shape = len(candidate_id), (box_vox,) * 3
-    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
+    with atomic_stream(path) as stream, h5py.File(stream, "w") as file:
         file.attrs["voxel_size_angstrom"] = float(voxel_size_angstrom)
         file.attrs["box_vox"] = int(box_vox)
         _write_places(file, candidate_id, centre_zyx)
         data = _create(file, "subtomograms", (count, *shape), np.float32)
         for k, values in _counted(boxes, count):
             data[k] = values
+            stream.check()
 
 
 def write_classes(
@@ -83,13 +84,14 @@ def write_classes(
 ) -> None:
     """Write pairs of labels `(b, b, b)` and probabilities `(C, b, b, b)`, atomically."""
     count, shape = len(candidate_id), (box_vox,) * 3
-    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
+    with atomic_stream(path) as stream, h5py.File(stream, "w") as file:
         file.attrs["classes"] = list(classes)
         _write_places(file, candidate_id, centre_zyx)
         labels = _create(file, "labels", (count, *shape), np.uint8)
         stored = _create(file, "probabilities", (count, len(classes), *shape), np.uint8)
         for k, (label, probability) in _counted(results, count):
             labels[k], stored[k] = label, probability
+            stream.check()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 
 from tomoline.contracts import Tile, TilePlan, VolumeTransform
 from tomoline.errors import InputError
+from tomoline.io.atomic import allocate, scratch_beside
 from tomoline.io.mrc import write_volume
 from tomoline.log import get_logger
 from tomoline.networks.cards import load_card
@@ -46,9 +47,8 @@ def run(inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, settings: Merg
         )  # fmt: skip
     # With a halo as long as the network's reach every kept voxel is exact already.
     mask_cut = settings.mask_cut_components and plan.halo_vox < card.receptive_field_vox // 2
-    folder = Path(outputs["mask"]).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with opened_windows(inputs["shards"], plan) as windows, _scratch(folder, plan) as arrays:
+    scratch = _scratch(outputs["mask"], plan)
+    with opened_windows(inputs["shards"], plan) as windows, scratch as arrays:
         probability, mask = arrays
         counts = merge_windows(
             plan, windows, probability=probability, mask=mask, threshold=threshold,
@@ -104,10 +104,11 @@ def _bad_shards(source: str, expected: str, found: str) -> InputError:
 
 
 @contextmanager
-def _scratch(folder: Path, plan: TilePlan) -> Iterator[tuple[Any, Any]]:
+def _scratch(mask: str, plan: TilePlan) -> Iterator[tuple[Any, Any]]:
     """Two volumes on disk, so that memory holds one window at a time."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".merge-") as name:
-        shape = plan.shape_zyx
-        probability = np.memmap(Path(name) / "probability", np.float32, "w+", shape=shape)
-        mask = np.memmap(Path(name) / "mask", np.int8, "w+", shape=shape)
-        yield probability, mask
+    with scratch_beside(mask) as folder:
+        arrays = []
+        for name, kind in (("probability", np.float32), ("mask", np.int8)):
+            allocate(folder / name, math.prod(plan.shape_zyx) * np.dtype(kind).itemsize)
+            arrays.append(np.memmap(folder / name, kind, "r+", shape=plan.shape_zyx))
+        yield arrays[0], arrays[1]

@@ -7,7 +7,6 @@ particles dark, background mean 0 and SD 1), the way back to the given voxels wi
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from scipy import ndimage
 from tomoline.contracts import VolumeTransform
 from tomoline.errors import InputError
 from tomoline.io import imod
-from tomoline.io.atomic import atomic_path
+from tomoline.io.atomic import atomic_path, scratch_beside
 from tomoline.io.mrc import MrcHeader, open_volume, read_header, to_zyx, write_volume
 from tomoline.io.png import write_grey
 from tomoline.log import get_logger
@@ -101,7 +100,7 @@ def run(
     figures = _figures(given)
     scale = _wanted_scale(given, settings, card)
     if settings.imod:
-        scaled = _imod_route(given, scale, scratch=Path(str(outputs["volume"])).parent)
+        scaled = _imod_route(given, scale, output=str(outputs["volume"]))
     else:
         scaled = _native_route(given, scale)
     contrast = str(dataset.get("contrast") or "dark")
@@ -256,16 +255,15 @@ def _native_route(given: _Given, scale: float) -> _Scaled:
     return _Scaled(volume=rescaled, is_own=True, scale_zyx=reached)
 
 
-def _imod_route(given: _Given, scale: float, *, scratch: Path) -> _Scaled:
+def _imod_route(given: _Given, scale: float, *, output: str) -> _Scaled:
     """Do the same with IMOD's programs.
 
     They get a clean copy of what was read, because they write beside their input, and read neither
     compressed files nor an overridden voxel size. A whole factor is binned by binvol; any other is
     done by newstack in x and y and, as newstack leaves z alone, by our own Fourier crop in z.
     """
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix=".imod") as folder:
-        current, following = Path(folder) / "a.mrc", Path(folder) / "b.mrc"
+    with scratch_beside(output) as folder:
+        current, following = folder / "a.mrc", folder / "b.mrc"
         write_volume(current, np.asarray(given.volume, np.float32), given.voxel_size_angstrom)
         if given.axes == "xzy":
             imod.rotate_rx(current, following)

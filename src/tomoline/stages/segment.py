@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from tomoline.contracts import Tile, TilePlan
 from tomoline.errors import InputError
 from tomoline.infer import Progress, Runner, make_runner, split_on_memory
-from tomoline.io.atomic import atomic_path
+from tomoline.io.atomic import atomic_stream
 from tomoline.io.mrc import open_volume
 from tomoline.log import get_logger
 from tomoline.settings import SegmentSettings
@@ -56,10 +55,11 @@ def run(
     tiles = plan.shard(*parse_shard(shard))
     halo = max(plan.halo_vox, runner.card.receptive_field_vox // 2)
     progress = Progress(len(tiles), "window", log)
-    with atomic_path(Path(outputs["probability"])) as partial, h5py.File(partial, "w") as file:
+    with atomic_stream(outputs["probability"]) as stream, h5py.File(stream, "w") as file:
         for tile in tiles:
             p = _tile_probability(runner, volume, tile, halo)
             file.create_dataset(f"tile_{tile.index}", data=p.astype(np.float16), track_times=False)
+            stream.check()
             progress.step()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tomoline.errors import TomolineError
@@ -36,11 +37,9 @@ def refresh(run: Run, *, root: str | Path = ".") -> None:
     """
     for name in run.datasets:
         folder = Path(root) / "results" / name
-        with job_log(folder / "logs" / "summary.log"):
-            try:
-                _refresh_dataset(run, name, folder)
-            except (TomolineError, OSError) as error:
-                log.error("%s: %s", type(error).__name__, error)
+        # The log has the reason; where even that cannot be written, the run's own errors stand.
+        with suppress(TomolineError, OSError), job_log(folder / "logs" / "summary.log"):
+            _refresh_dataset(run, name, folder)
 
 
 def _refresh_dataset(run: Run, name: str, folder: Path) -> None:
@@ -65,7 +64,9 @@ def _refresh_dataset(run: Run, name: str, folder: Path) -> None:
         dataset=name,
         failed=failed,
         refused=run.listed_only(name),
-        config=run.config.model_dump(mode="json", exclude={"datasets", "simulate", "train"}),
+        config=run.config.model_dump(
+            mode="json", exclude={"datasets", "simulate", "train", "envmodules"}
+        ),
     )
     _date_back([*written, *pages.values()], [_particles(folder, row) for row in rows])
     log.info("%s: %d finished, %d not; the next run does only what is missing",

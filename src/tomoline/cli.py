@@ -8,6 +8,7 @@ exit code: 0 done, 1 done with a bad answer, 2 refused (a `TomolineError`, shown
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -296,6 +297,21 @@ def retry_command(arguments: argparse.Namespace) -> int:
     )
     run = _next_command(arguments.project, *touched_datasets(done, arguments.project))
     print(format_retry(done, command=run, dry_run=arguments.dry_run), end="")
+    return 0
+
+
+@command("recover", add_project)
+def recover_command(arguments: argparse.Namespace) -> int:
+    """Clean up after a run that was killed: its cluster jobs, its processes, its lock.
+
+    A new run does this by itself where it can see that the old one is gone. By hand it is needed
+    only after one on another machine.
+    """
+    from tomoline_slurm.driver import recover_here  # noqa: PLC0415
+
+    with contextlib.chdir(arguments.project):
+        done = recover_here()
+    print("\n".join(done) or "nothing to do: no run was cut off here")
     return 0
 
 

@@ -147,6 +147,37 @@ def beat() -> None:
         os.utime(RECORD)
 
 
+def recover_here() -> list[str]:
+    """What `tomoline recover` does: take over from the last driver of this folder, if it died.
+
+    Returns lines that say what was done.
+
+    Raises
+    ------
+    InputError
+        The last driver is alive, on this host or on another one that speaks.
+    """
+    last = Driver.last()
+    if last is None:
+        held = list(LOCKS.glob("*.lock"))
+        _remove_locks()
+        return [f"removed a lock that no run here holds ({len(held)} files)"] if held else []
+    if last.alive:
+        raise InputError(
+            RECORD, expected="a run that has ended",
+            found=f"process {last.pid} on {last.host}, which is alive",
+            remedy=f"stop it with `kill -INT {last.pid}` on {last.host}, or wait for it",
+        )  # fmt: skip
+    jobs = recover(last, _remove_locks)
+    done = [f"took over from process {last.pid} on {last.host} and removed its lock"]
+    return [*done, *([f"cancelled SLURM jobs {', '.join(jobs)}"] if jobs else [])]
+
+
+def _remove_locks() -> None:
+    for path in LOCKS.glob("*.lock"):
+        path.unlink(missing_ok=True)
+
+
 def _end_processes() -> list[str]:
     """End the jobs of a local run whose driver died; they work in this very folder."""
     here, ended = Path.cwd(), []

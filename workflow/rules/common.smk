@@ -12,6 +12,7 @@ from tomoline.errors import TomolineError
 from tomoline.export.registry import dialect as dialect_of
 from tomoline.settings import Config, validated
 from tomoline.stages.checks import CONFIG_FILE, check_run, models_of
+from tomoline.stages.tile import bytes_per_voxel
 from tomoline_slurm import driver, install
 
 # Targets that need neither tomograms nor models: they make them.
@@ -65,9 +66,11 @@ ON_GPU = CONFIG.segment.device != "cpu" and (
     CONFIG.segment.device == "cuda"
     or "gpu" in workflow.resource_settings.overwrite_resources.get("segment", {})
 )
-# What Snakemake's own processes take in a cluster's job, and how small a tomogram has to be to
-# share a submission with others (a resource that this workflow's executor understands).
+# What Snakemake's own processes take in a cluster's job; what the localizer's windows may take
+# without a GPU; how small a tomogram has to be to share a submission with others (`bundle`, a
+# resource that this workflow's executor understands).
 JOB_MB = 500
+WINDOWS_MB = 8000
 BUNDLE_VOXELS = 120e6
 BUNDLE_MOST = 16
 
@@ -160,6 +163,14 @@ def memory(base_mb, bytes_per_voxel=0.0, given=False):
         return int((JOB_MB + base_mb + bytes_per_voxel * voxels / 1e6) * attempt)
 
     return mem_mb
+
+
+def segment_memory(wildcards, attempt):
+    """Memory of the localizer: windows fill what is given, so large ones are worth asking for."""
+    voxels = run().voxels(wildcards.dataset, wildcards.tomogram)
+    windows = 0 if ON_GPU else bytes_per_voxel(run().cards["localizer"]) * voxels / 5e5
+    mb = JOB_MB + 3000 + min(windows, WINDOWS_MB) + 12 * voxels / 1e6
+    return int(mb * attempt)
 
 
 def minutes(base, per_million_voxels=0.0, gpu=None):

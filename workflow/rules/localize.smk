@@ -22,7 +22,7 @@ rule segment:
     threads: 4
     resources:
         **gpu_of(CONFIG.segment),
-        mem_mb=memory(3000, 12),
+        mem_mb=segment_memory,
         runtime=minutes(10, 1, gpu=0.1),
         bundle=bundle,
     params:

@@ -55,5 +55,6 @@ rule tile:
         bundle=bundle,
     params:
         settings=settings_of("tiling"),
+        device=CONFIG.segment.device,
     script:
         "../scripts/tile.py"

@@ -7,5 +7,6 @@ execute(
     inputs=dict(snakemake.input.items()),
     outputs=dict(snakemake.output.items()),
     settings=snakemake.params.settings,
+    params={"device": snakemake.params.device},
     log=snakemake.log[0],
 )

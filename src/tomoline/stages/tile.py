@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import psutil
-
 from tomoline.contracts import TilePlan, VolumeTransform
 from tomoline.io.atomic import atomic_path
 from tomoline.log import get_logger
 from tomoline.networks.cards import ModelCard, load_card
 from tomoline.ops.tiles import choose_tile_size, plan_tiles
 from tomoline.settings import TilingSettings
+from tomoline.stages.memory import available_bytes
 
 SETTINGS = TilingSettings
 log = get_logger(__name__)
@@ -22,15 +21,21 @@ MEMORY_SHARE = 0.6
 SIZE_STEP_VOX = 16
 
 
-def run(inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, settings: TilingSettings) -> None:
-    """Plan the windows of one tomogram.
+def run(
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    *,
+    settings: TilingSettings,
+    device: str = "auto",
+) -> None:
+    """Plan the windows of one tomogram for the memory of the `device` of this job.
 
     Inputs `transform` (prepared.json) and `card` (the localizer's); output `plan` (plan.json).
     """
     shape = VolumeTransform.load(inputs["transform"]).prepared_shape_zyx
     card = load_card(inputs["card"])
     plan = make_plan(
-        shape, card, settings, memory_bytes=MEMORY_SHARE * psutil.virtual_memory().available
+        shape, card, settings, memory_bytes=MEMORY_SHARE * available_bytes(device=device)
     )
     with atomic_path(outputs["plan"]) as partial:
         plan.save(partial)

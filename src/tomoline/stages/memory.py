@@ -1,0 +1,55 @@
+"""How much memory a job may take: of its machine, its allocation, its GPU, its share of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from tomoline.log import get_logger
+
+log = get_logger(__name__)
+
+# Set by whoever runs several jobs side by side in one allocation.
+SHARE_VARIABLE = "TOMOLINE_SHARE"
+_CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_TIMEOUT_S = 20
+
+
+def available_bytes(*, device: str = "auto", environment: Mapping[str, str] = os.environ) -> float:
+    """Memory (bytes) that a network may use: the GPU's where it will run on one, else the host's.
+
+    The host's is the least of what is free, what a container allows and what SLURM gave the job.
+    Both are divided by the number of jobs that share the allocation.
+    """
+    share = max(1, int(environment.get(SHARE_VARIABLE, "1")))
+    if device != "cpu" and (gpu := _gpu_bytes(environment)) is not None:
+        return gpu / share
+    limits = [psutil.virtual_memory().available / share]
+    for path in _CGROUPS:
+        text = path.read_text().strip() if path.is_file() else ""
+        if text.isdigit():
+            limits.append(int(text) / share)
+    given = environment.get("SLURM_MEM_PER_NODE", "")
+    if given.isdigit() and int(given):
+        limits.append(int(given) * 1e6 / share)
+    return min(limits)
+
+
+def _gpu_bytes(environment: Mapping[str, str]) -> float | None:
+    """Free memory of the first GPU that the job sees; None where it sees none."""
+    seen = environment.get("CUDA_VISIBLE_DEVICES")
+    first = None if seen is None else seen.split(",")[0].strip()
+    if first in ("", "-1"):
+        return None
+    call = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    if first is not None:
+        call.append(f"--id={first}")
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
+        return float(done.stdout.split()[0]) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None

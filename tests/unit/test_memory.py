@@ -1,0 +1,42 @@
+"""What a job may take, with stand-ins for the GPU's tool and SLURM's variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tomoline.stages.memory import SHARE_VARIABLE, available_bytes
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tool that says 1000 MiB of the GPU asked for by number 0, 500 of another."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\ncase "$*" in *--id=1*) echo 500;; *) echo 1000; echo 9;; esac\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_gpu_that_the_job_sees_counts() -> None:
+    assert available_bytes(environment={}) == 1000 * 2**20
+    assert available_bytes(environment={"CUDA_VISIBLE_DEVICES": "1,0"}) == 500 * 2**20
+    shared = {"CUDA_VISIBLE_DEVICES": "0", SHARE_VARIABLE: "4"}
+    assert available_bytes(environment=shared) == 250 * 2**20
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("hidden", [{"CUDA_VISIBLE_DEVICES": ""}, {"CUDA_VISIBLE_DEVICES": "-1"}])
+def test_a_hidden_gpu_does_not(hidden: dict[str, str]) -> None:
+    host = {**hidden, "SLURM_MEM_PER_NODE": "300"}
+    assert available_bytes(environment=host) == 300e6
+    assert available_bytes(device="cpu", environment={"SLURM_MEM_PER_NODE": "300"}) == 300e6
+
+
+def test_the_allocation_bounds_the_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert available_bytes(environment={}) <= psutil.virtual_memory().total
+    given = {"SLURM_MEM_PER_NODE": "1000", SHARE_VARIABLE: "4"}
+    assert available_bytes(environment=given) == 250e6

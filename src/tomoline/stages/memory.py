@@ -28,7 +28,7 @@ def available_bytes(*, device: str = "auto", environment: Mapping[str, str] = os
     share = max(1, int(environment.get(SHARE_VARIABLE, "1")))
     if device != "cpu" and (gpu := _gpu_bytes(environment)) is not None:
         return gpu / share
-    limits = [psutil.virtual_memory().available / share]
+    limits: list[float] = [psutil.virtual_memory().available / share]
     for path in _CGROUPS:
         text = path.read_text().strip() if path.is_file() else ""
         if text.isdigit():

@@ -46,10 +46,13 @@ def pytest_terminal_summary(
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A cluster of two CPU nodes and two GPU nodes, with accounting."""
+    started, reason = None, ""
     try:
         started = Cluster.start()
     except ClusterError as error:
-        pytest.fail(str(error), pytrace=False)
+        reason = str(error)
+    if started is None:
+        pytest.fail(reason, pytrace=False)
     with pytest.MonkeyPatch.context() as patch:
         # Also for programs that tests start without more ado, such as `tomoline status`.
         for name, value in started.environment.items():

@@ -24,8 +24,10 @@ SITE = Path(__file__).parent / "site"
 PROFILES = ROOT / "profiles"
 SNAKEMAKE = str(Path(sys.executable).with_name("snakemake"))
 
+SHIPPED = str(PROFILES / "slurm")
+
 # Only times differ from the shipped profile: files need not cross a network share here.
-TIMES = ("--latency-wait", "10", "--max-jobs-per-timespan", "100/1s")
+TIMES = ("--latency-wait", "10")
 POLL_SECONDS = "2"
 # The rules of which the others of their groups follow.
 GROUP_RULES = ("prepare", "tile", "export", "report_tomogram", "evaluate")
@@ -97,15 +99,15 @@ class Facility:
 
     # -- runs -----------------------------------------------------------------------------------
 
-    def start(self, *arguments: str, **environment: str) -> Driver:
-        """Start snakemake with the repository's own profiles."""
+    def start(self, *arguments: str, profile: str = SHIPPED) -> Driver:
+        """Start snakemake with the repository's own profiles, or that of a site."""
         command = [
-            SNAKEMAKE, "--snakefile", str(ROOT / "Snakefile"), "--profile", str(PROFILES / "slurm"),
+            SNAKEMAKE, "--snakefile", str(ROOT / "Snakefile"), "--profile", profile,
             "--workflow-profile", str(PROFILES / "default"), *TIMES, *arguments,
         ]  # fmt: skip
-        return self.launch(command, **environment)
+        return self.launch(command)
 
-    def launch(self, command: Sequence[str], **environment: str) -> Driver:
+    def launch(self, command: Sequence[str]) -> Driver:
         """Start any command in the folder, as a process group of its own."""
         output = self.folder / f"driver{len(self.drivers)}.txt"
         hindrances = self.folder / "hindrances.json"
@@ -115,7 +117,7 @@ class Facility:
             **os.environ, **self.cluster.environment, "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(SITE), os.environ.get("PYTHONPATH", "")]),
             "TOMOLINE_SLURM_POLL_SECONDS": POLL_SECONDS,
-            "TOMOLINE_TEST_HINDRANCES": str(hindrances), **environment,
+            "TOMOLINE_TEST_HINDRANCES": str(hindrances),
         }  # fmt: skip
         complete.pop("SNAKEMAKE_PROFILE", None)
         with output.open("wb") as handle:
@@ -127,9 +129,9 @@ class Facility:
         self.drivers.append(driver)
         return driver
 
-    def run(self, *arguments: str, **environment: str) -> Driver:
+    def run(self, *arguments: str) -> Driver:
         """Run snakemake to its end."""
-        driver = self.start(*arguments, **environment)
+        driver = self.start(*arguments)
         driver.wait()
         return driver
 
@@ -214,7 +216,7 @@ def set_resources(**of_all: Any) -> list[str]:
 
     The option replaces the profile's whole section, so that has to be said again.
     """
-    shipped = yaml.safe_load((PROFILES / "slurm" / "config.yaml").read_text())["set-resources"]
+    shipped = yaml.safe_load(Path(SHIPPED, "config.yaml").read_text())["set-resources"]
     rules = {rule: dict(values) for rule, values in shipped.items()}
     for rule in GROUP_RULES:
         rules.setdefault(rule, {}).update(of_all)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from cluster import GPU_NODES, GPUS_PER_NODE, Cluster
-from facility import Driver, Facility, set_resources
+from facility import Driver, Facility
 from tiny_project import ROOT
 
 LOW = "gpu_low"
@@ -35,12 +35,11 @@ class Preempted:
     training_job: str
 
 
-def low(rules: list[str]) -> list[str]:
-    """Arguments with the partition of GPU jobs exchanged for the preemptible one."""
-    return [
-        f"{word.partition('=')[0]}={LOW}" if word.endswith("slurm_partition=gpu") else word
-        for word in rules
-    ]
+def site_profile(facility: Facility) -> str:
+    """The profile of a site whose GPUs are all in a preemptible partition."""
+    done = facility.project.run("tomoline", "init-profile", "--gpu-partition", LOW)
+    assert done.returncode == 0, done.stderr
+    return "slurm"
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +59,8 @@ def preempted(facility: Facility, school: Facility) -> Preempted:
     facility.hinder({"stage": "segment", "tomogram": "one", "hold": str(hold)})
     pause = school.hold("pause")
     school.hinder({"stage": "train", "at": "epoch 1 of", "hold": str(pause)})
-    picking = facility.start(*low(set_resources()))
-    training = school.start("train", *low(set_resources()))
+    picking = facility.start(profile=site_profile(facility))
+    training = school.start("train", profile=site_profile(school))
     facility.wait_for_held("one")
     picking_job = facility.wait_for_job("network")
     facility.cluster.requeue(picking_job)  # on request

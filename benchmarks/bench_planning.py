@@ -28,6 +28,13 @@ from tiny_project import make_project  # noqa: E402
 from tomoline.io.sheet import load_dataset, write_sheet  # noqa: E402
 
 BARE_RULES = 8
+_MEASURE = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print("used", used.ru_utime + used.ru_stime, used.ru_maxrss)
+sys.exit(code)
+"""
 Figures = dict[str, float]
 
 
@@ -59,14 +66,12 @@ def tomograms(folder: Path, count: int) -> list[str]:
 def bare(folder: Path, count: int) -> list[str]:
     """Eight chained rules a sample and nothing else."""
     folder.mkdir(parents=True)
-    rules = [
-        f'rule all:\n    input: expand("out/{{s}}/{BARE_RULES}", s=[f"t{{k:05d}}" for k in range({count})])'
-    ]
+    names = f'[f"t{{k:05d}}" for k in range({count})]'
+    rules = [f'rule all:\n    input: expand("out/{{s}}/{BARE_RULES}", s={names})']
     for n in range(1, BARE_RULES + 1):
-        source = '"in/{s}"' if n == 1 else f'"out/{{s}}/{n - 1}"'
-        rules.append(
-            f'rule r{n}:\n    input: {source}\n    output: "out/{{s}}/{n}"\n    shell: "touch {{output}}"'
-        )
+        source = "in/{s}" if n == 1 else f"out/{{s}}/{n - 1}"
+        files = f'    input: "{source}"\n    output: "out/{{s}}/{n}"\n'
+        rules.append(f'rule r{n}:\n{files}    shell: "touch {{output}}"')
     (folder / "Snakefile").write_text("\n\n".join(rules) + "\n")
     (folder / "in").mkdir()
     for number in range(count):
@@ -78,25 +83,22 @@ def plan(folder: Path, arguments: list[str]) -> Figures:
     """A dry run's wall time (s), processor time (s), peak memory (MB) and number of jobs."""
     program = Path(sys.executable).with_name("snakemake")
     began = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as text:
-        process = subprocess.Popen(
-            [str(program), "--dry-run", "--quiet", "rules", "--cores", "2", *arguments],
-            cwd=folder,
-            stdout=text,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        _, status, used = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - began
-        text.seek(0)
-        said = text.read()
-    if status:
-        raise SystemExit(said)
-    total = next(line for line in said.splitlines() if line.startswith("total"))
+    command = [str(program), "--dry-run", "--quiet", "rules", "--cores", "2", *arguments]
+    # Through a small process: a child's peak memory counts that of the one it was forked from.
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _MEASURE, *command], cwd=folder, text=True, check=False,
+        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    wall = time.perf_counter() - began
+    said = (done.stdout + done.stderr).splitlines()
+    if done.returncode:
+        raise SystemExit("\n".join(said))
+    total = next(line for line in said if line.startswith("total"))
+    cpu, peak_kb = map(float, next(s for s in said if s.startswith("used ")).split()[1:])
     return {
         "wall_s": round(wall, 2),
-        "cpu_s": round(used.ru_utime + used.ru_stime, 2),
-        "peak_mb": round(used.ru_maxrss / 1024, 1),
+        "cpu_s": round(cpu, 2),
+        "peak_mb": round(peak_kb / 1024, 1),
         "jobs": int(total.split()[1]),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -18,14 +19,22 @@ ENDED = frozenset(
 # SLURM itself may put a job in one of these states back into its queue.
 MAY_RETURN = frozenset({"PREEMPTED", "NODE_FAIL"})
 
-
-# Reasons of a job that waits and will wait for ever, as it was asked for.
-HOPELESS = frozenset(
-    {"PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints", "AccountNotAllowed",
-     "QOSNotAllowed", "InvalidAccount", "InvalidQOS", "AssociationJobLimit", "MaxCpuPerAccount",
-     "MaxMemPerLimit", "DependencyNeverSatisfied", "JobHeldAdmin", "JobHeldUser",
-     "user_env_retrieval_failed_requeued_held", "launch_failed_requeued_held"}
-)  # fmt: skip
+# Reasons of a job that waits and will wait for ever, as it was asked for. Not among them: limits of
+# what runs at a time, which others' ends lift, and jobs that somebody holds for a while.
+HOPELESS = re.compile(
+    "PartitionTimeLimit|PartitionNodeLimit|BadConstraints|AccountNotAllowed|QOSNotAllowed|"
+    "InvalidAccount|InvalidQOS|MaxMemPerLimit|DependencyNeverSatisfied|JobHoldMaxRequeue|"
+    r"(Assoc|QOS)Max\w+PerJob(Limit)?|(launch_failed|user_env_retrieval_failed)_requeued_held"
+)
+# What SLURM's programs say where the same call will be answered another time: the controller or
+# munge is away; as many jobs are queued as the site allows.
+AWAY = re.compile(
+    r"Unable to contact slurm|Unable to establish control machine|connection failure|Connection (refused|timed)|"
+    r"Socket timed out|Zero Bytes were trans|standby mode|temporarily un|Protocol authentication|"
+    r"[Mm]unge|Submit\w*Limit",
+)
+# What scancel says of jobs that it need not cancel any more.
+GONE = re.compile("Invalid job id|already completing or completed")
 
 
 @dataclass(frozen=True)
@@ -43,26 +52,40 @@ class JobState:
     @property
     def hopeless(self) -> bool:
         """Whether it waits for what will not come."""
-        return self.state == "PENDING" and self.reason in HOPELESS
+        return self.state == "PENDING" and HOPELESS.fullmatch(self.reason) is not None
 
 
 class SlurmError(TomolineError):
     """SLURM does not answer, or refuses."""
 
 
+class SlurmAway(SlurmError):
+    """SLURM cannot answer now, or takes no more jobs at present; another time it may."""
+
+
 def ask(arguments: Sequence[str], *, text: str | None = None) -> str:
-    """Run one of SLURM's programs and return what it prints; SlurmError where it fails."""
+    """Run one of SLURM's programs and return what it prints.
+
+    Raises
+    ------
+    SlurmAway
+        It is worth trying again. A program that did not answer in time may have been obeyed.
+    SlurmError
+        It failed otherwise.
+    """
     try:
         done = subprocess.run(
             list(arguments), input=text, capture_output=True, text=True, timeout=TIMEOUT_S,
             check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(f"{arguments[0]} did not answer within {TIMEOUT_S} s") from error
+        raise SlurmAway(f"{arguments[0]} did not answer within {TIMEOUT_S} s") from error
     except OSError as error:
         raise SlurmError(f"{arguments[0]} could not be started: {error}") from error
     if done.returncode:
-        raise SlurmError(f"{arguments[0]} failed: {(done.stderr or done.stdout).strip()}")
+        said = (done.stderr or done.stdout).strip()
+        kind = SlurmAway if AWAY.search(said) else SlurmError
+        raise kind(f"{arguments[0]} failed: {said or f'exit code {done.returncode}'}")
     return done.stdout
 
 
@@ -100,23 +123,43 @@ def job_states(run: str, ids: Sequence[str] = ()) -> dict[str, JobState]:
 def _parsed(text: str) -> dict[str, JobState]:
     rows = ([*line.split("|"), ""] for line in text.splitlines() if "|" in line)
     return {
-        row[0].strip(): JobState((row[1].split() or ["UNKNOWN"])[0].rstrip("+"), row[2].strip())
+        row[0].strip(): JobState(
+            (row[1].split() or ["UNKNOWN"])[0].rstrip("+"), "_".join(row[2].split())
+        )
         for row in rows
     }
+
+
+def is_over(job: str) -> bool:
+    """Whether a job, of whatever run, has ended or been forgotten; SlurmError where unknown."""
+    try:
+        text = ask(["squeue", "--noheader", "--states=all", "--format=%i|%T", f"--jobs={job}"])
+    except SlurmError as error:
+        if GONE.search(str(error)):
+            return True
+        raise
+    return all(state.ended for state in _parsed(text).values())
 
 
 def time_limit(partition: str) -> int | None:
     """Longest run time of a job in a partition (empty: the default one), in minutes.
 
-    None where there is no limit or it cannot be asked for.
+    None where there is no limit. Of several partitions, "a,b", the longest counts: SLURM takes any.
+    SlurmError where it cannot be asked for.
     """
-    try:
-        rows = ask(["sinfo", "--noheader", "--format=%P|%l"]).split()
-    except SlurmError:
-        return None
+    rows = ask(["sinfo", "--noheader", "--format=%P|%l"]).split()
     limits = dict(row.split("|", 1) for row in rows if "|" in row)
-    wanted = {partition, f"{partition}*"} if partition else {p for p in limits if p.endswith("*")}
-    text = next((limits[name] for name in limits if name in wanted), "infinite")
+    if partition:
+        limits = {name.rstrip("*"): text for name, text in limits.items()}
+        texts = [limits.get(name, "infinite") for name in partition.split(",")]
+    else:
+        texts = [text for name, text in limits.items() if name.endswith("*")]
+    minutes = [_minutes(text) for text in texts]
+    return None if None in minutes else max((m for m in minutes if m is not None), default=None)
+
+
+def _minutes(text: str) -> int | None:
+    """Read SLURM's `days-hours:minutes:seconds`; None where it is no number: infinite."""
     days, _, clock = text.rpartition("-")
     parts = clock.split(":")
     if not all(part.isdigit() for part in parts):
@@ -127,11 +170,12 @@ def time_limit(partition: str) -> int | None:
 
 def cancel(ids: Sequence[str]) -> None:
     """Cancel jobs; those that have ended already are no fault."""
-    for start in range(0, len(ids), 200):
+    once = list(dict.fromkeys(ids))
+    for start in range(0, len(once), 200):
         try:
-            ask(["scancel", "--quiet", *ids[start : start + 200]])
+            ask(["scancel", "--quiet", *once[start : start + 200]])
         except SlurmError as error:
-            if "Invalid job id" not in str(error):
+            if not GONE.search(str(error)):
                 raise
 
 

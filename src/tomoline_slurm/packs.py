@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from tomoline_slurm.records import FOLDER, Task
 
 PACKS = FOLDER / "packs"
 PLAN = "pack.json"
+# Packs go when all their members have been reported; a driver that was killed leaves some.
+OLD_S = 30 * 86400.0
 # Resources that have a meaning of their own here; every other one has to be equal in a pack.
 BUNDLE, PROCESSES = "bundle", "bundle_processes"
 DEFAULT_PROCESSES = 4
@@ -116,7 +120,7 @@ class Pack:
             # Most of a network's group is one thread's work; a GPU's job needs few processors.
             share = max(1, threads // 2) if resources.get("gpu") else threads
             threads = self.processes * share
-        return Request(resources, threads)
+        return Request(resources, threads, self.tasks[0].name)
 
     def _most(self, name: str) -> int:
         return max(int(job.resources.get(name) or 0) for job in self.jobs)
@@ -133,12 +137,41 @@ class Pack:
         """How a member ended; None while it has not."""
         return read_exit_code(self.folder, member)
 
+    def exit_codes(self) -> dict[int, int]:
+        """How those members ended that have; the folder is listed once, whatever their number."""
+        try:
+            names = [path.name for path in self.folder.iterdir()]
+        except OSError:
+            return {}
+        ended = [int(n[:-3]) for n in names if n.endswith(".rc") and n[:-3].isdigit()]
+        codes = {member: self.exit_code(member) for member in ended}
+        return {member: code for member, code in codes.items() if code is not None}
+
+    def remove(self) -> None:
+        """Remove the folder. A job that SLURM starts late finds nothing to do without it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def remove_old() -> None:
+    """Remove packs that nobody has touched for a month."""
+    if PACKS.is_dir():
+        for folder in PACKS.iterdir():
+            try:
+                old = time.time() - folder.stat().st_mtime > OLD_S
+            except OSError:
+                continue
+            if old:
+                shutil.rmtree(folder, ignore_errors=True)
+
 
 def read_exit_code(folder: Path, member: int) -> int | None:
-    """Read a member's exit code from a pack's folder; None where it has not ended."""
+    """Read a member's exit code from a pack's folder.
+
+    None where it has not ended, or where a share cannot be read just now.
+    """
     try:
         return int((folder / f"{member}.rc").read_text(encoding="ascii"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
 
 
@@ -161,6 +194,7 @@ class Resources(dict[str, Any]):
 class Request:
     """What the plugin's functions that write the call of sbatch read of a job."""
 
-    def __init__(self, resources: Mapping[str, Any], threads: int) -> None:
+    def __init__(self, resources: Mapping[str, Any], threads: int, name: str = "") -> None:
         self.resources = Resources(resources)
         self.threads = threads
+        self.name = name

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tomoline.errors import TomolineError
 from tomoline.io.atomic import write_json
 from tomoline.io.jobs import HISTORY, append
 from tomoline.log import get_logger
@@ -55,5 +56,5 @@ def note_queue(run: str, states: Mapping[str, Mapping[str, str]]) -> None:
     """Replace the picture of the queue: the state of every job that has not ended."""
     try:
         write_json(QUEUE, {"time": time.time(), "run": run, "jobs": dict(states)})
-    except OSError as error:
+    except (OSError, TomolineError) as error:
         log.warning("the state of the queue could not be noted: %s", error)

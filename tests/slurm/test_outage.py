@@ -1,41 +1,44 @@
 """SLURM's controller and its accounting go away for a while; a run waits for them and goes on.
 
-While they are away one tomogram's job ends and another's becomes ready to be submitted.
+First their machine restarts: questions are refused at once. Then the controller hangs: it takes a
+question and does not answer in time, but does later what was asked. Each time a job ends
+meanwhile, and another becomes ready to be submitted.
 """
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
 from cluster import Job
 from facility import Driver, Facility, kind_of, numbers, set_resources, tomograms_of
 
-AWAY_S = 20.0
-ENDS, FOLLOWS, STAYS = "ends", "follows", "stays"
-TOMOGRAMS = (ENDS, FOLLOWS, STAYS)
+# sbatch and squeue give up after ten seconds; a job has three attempts.
+RESTART_S, HANGING_S = 40.0, 25.0
+ENDS, FOLLOWS, LATER_ENDS, LATER_FOLLOWS = "ends", "follows", "later-ends", "later-follows"
+TOMOGRAMS = (ENDS, FOLLOWS, LATER_ENDS, LATER_FOLLOWS)
 
 
 @pytest.fixture(scope="module")
 def driver(facility: Facility) -> Driver:
-    """Restarted daemons: questions are refused at once."""
     facility.make(TOMOGRAMS)
-    meanwhile, after = facility.hold("meanwhile"), facility.hold("after")
+    first, second = facility.hold("first"), facility.hold("second")
     facility.hinder(
-        {"stage": "segment", "tomogram": ENDS, "hold": str(meanwhile)},
-        {"stage": "prepare", "tomogram": FOLLOWS, "hold": str(meanwhile)},
-        {"stage": "segment", "tomogram": STAYS, "hold": str(after)},
+        {"stage": "segment", "tomogram": ENDS, "hold": str(first)},
+        {"stage": "prepare", "tomogram": FOLLOWS, "hold": str(first)},
+        {"stage": "segment", "tomogram": LATER_ENDS, "hold": str(second)},
+        {"stage": "prepare", "tomogram": LATER_FOLLOWS, "hold": str(second)},
     )
     driver = facility.start(*set_resources(bundle=1))
-    facility.wait_for_held(ENDS, "meanwhile")
-    facility.wait_for_held(FOLLOWS, "meanwhile")
-    facility.wait_for_held(STAYS, "after")
+    for name, hold in zip(TOMOGRAMS, ("first", "first", "second", "second"), strict=True):
+        facility.wait_for_held(name, hold)
     with facility.cluster.away("slurmctld", "slurmdbd"):
-        meanwhile.unlink()
-        time.sleep(AWAY_S)
+        first.unlink()
+        time.sleep(RESTART_S)
     with facility.cluster.stalled("slurmctld", "slurmdbd"):
-        time.sleep(AWAY_S / 2)
-    after.unlink()
+        second.unlink()
+        time.sleep(HANGING_S)
     driver.wait()
     return driver
 
@@ -55,4 +58,10 @@ def test_no_job_is_lost_or_done_twice(driver: Driver, jobs: list[Job]) -> None:
     for name in TOMOGRAMS:
         for kind in ("prepare", "network", "results"):
             own = [j for j in jobs if kind_of(j) == kind and name in tomograms_of(j)]
-            assert len(numbers(own)) == 1, (kind, name)
+            assert len(numbers(own)) == 1, (kind, name, driver.text())
+
+
+def test_it_costs_no_attempt(facility: Facility, jobs: list[Job]) -> None:
+    for name in TOMOGRAMS:
+        history = facility.project.file(name, "logs", "slurm.jsonl").read_text().splitlines()
+        assert {json.loads(line)["attempt"] for line in history} == {1}, name

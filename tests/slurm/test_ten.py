@@ -1,8 +1,8 @@
 """Ten tomograms in a bad week: eight finish at once, and mending the other two costs just them.
 
 One story, told in order by module-scoped fixtures. Two files are no good (one cut short, one of a
-voxel size that the model does not read), a job is cancelled, a node dies under a job, and a job
-needs more memory than it was given.
+voxel size that the model does not read), a job is cancelled, a node dies under a job, and two jobs
+need more than they were given, one of memory and one of time.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from facility import Driver, Facility, kind_of, numbers, set_resources, tomogram
 from tiny_project import VOXEL_SIZE
 
 TOMOGRAMS = [f"t{number:02}" for number in range(1, 11)]
-SHORT, COARSE, CANCELLED, LOST, HUNGRY = "t03", "t07", "t02", "t05", "t06"
+SHORT, COARSE = "t03", "t07"
+CANCELLED, LOST, HUNGRY, SLOW = "t02", "t05", "t06", "t09"
 BAD = {SHORT, COARSE}
 GOOD = sorted(set(TOMOGRAMS) - BAD)
 
 
 @dataclass(frozen=True)
 class FirstRun:
-    """How the first run ended, and the numbers of the two jobs that were disturbed."""
+    """How the first run ended, and the numbers of the jobs that were disturbed."""
 
     driver: Driver
     cancelled: str
     lost: str
+    slow: str
 
 
 def set_voxel_size(path: Path, angstrom: float) -> None:
@@ -50,13 +52,17 @@ def first(facility: Facility, whole_file: bytes) -> FirstRun:
     folder = facility.folder / "tomograms"
     (folder / f"{SHORT}.mrc").write_bytes(whole_file[: len(whole_file) // 2])
     set_voxel_size(folder / f"{COARSE}.mrc", 4 * VOXEL_SIZE)
-    to_cancel, to_lose = facility.hold("to_cancel"), facility.hold("to_lose")
+    to_cancel, to_lose, slow = (facility.hold(name) for name in ("to_cancel", "to_lose", "slow"))
     facility.hinder(
         {"stage": "prepare", "tomogram": CANCELLED, "hold": str(to_cancel)},
         {"stage": "segment", "tomogram": LOST, "hold": str(to_lose)},
+        {"stage": "prepare", "tomogram": SLOW, "hold": str(slow)},
         {"stage": "prepare", "tomogram": HUNGRY, "more_memory": str(facility.folder / "memory")},
     )
     driver = facility.start(*set_resources(bundle=1))
+    facility.wait_for_held(SLOW, "slow")
+    timed_out = facility.wait_for_job(f"prepare: {SLOW}")
+    facility.cluster.command("scontrol", "update", f"jobid={timed_out}", "timelimit=1")
     facility.wait_for_held(CANCELLED, "to_cancel")
     cancelled = facility.wait_for_job(f"prepare: {CANCELLED}")
     facility.cluster.cancel(cancelled)
@@ -67,8 +73,10 @@ def first(facility: Facility, whole_file: bytes) -> FirstRun:
     facility.cluster.lose_node(node)
     to_lose.unlink()
     facility.cluster.return_node(node)
+    facility.cluster.wait_for_state(timed_out, "TIMEOUT", seconds=240)
+    slow.unlink()
     driver.wait(600)
-    return FirstRun(driver, cancelled, lost)
+    return FirstRun(driver, cancelled, lost, timed_out)
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +162,15 @@ def test_a_job_that_needs_more_memory_gets_it_at_its_next_attempt(
     assert tries[-1].memory_mb > tries[0].memory_mb
 
 
+def test_a_job_that_ran_out_of_time_is_submitted_again(
+    first: FirstRun, first_jobs: list[Job]
+) -> None:
+    assert states(first_jobs, first.slow) == ["TIMEOUT"]
+    assert [job.state for job in of(first_jobs, "prepare", SLOW)] == ["TIMEOUT", "COMPLETED"]
+
+
 def test_what_was_not_disturbed_was_submitted_once(first_jobs: list[Job]) -> None:
-    for name in sorted(set(GOOD) - {CANCELLED, LOST, HUNGRY}):
+    for name in sorted(set(GOOD) - {CANCELLED, LOST, HUNGRY, SLOW}):
         for kind in ("prepare", "network"):
             assert len(numbers(of(first_jobs, kind, name))) == 1, (name, kind)
         assert len({job.id for job in first_jobs if name in tomograms_of(job)}) <= 3

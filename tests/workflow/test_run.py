@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import starfile
 import yaml
+from snakemake.profiles import ProfileConfigFileParser
 from tiny_project import ROOT, Project, make_project
 
 CENTRES = {"one": [(12, 12, 14), (28, 30, 40)], "empty": [], "spare": [(20, 20, 20)]}
@@ -107,6 +109,31 @@ def test_default_profile_leaves_the_cluster_profile_alone() -> None:
     assert not set(default) & set(slurm)
     assert not {"executor", "jobs", "cores", "resources", "default-resources"} & set(default)
     assert (ROOT / "slurm").resolve() == (ROOT / "profiles" / "slurm").resolve()
+
+
+@pytest.mark.parametrize(("tomograms", "scheduler"), [(0, "ilp"), (299, "ilp"), (301, "greedy")])
+def test_the_solver_schedules_small_graphs_and_the_greedy_one_large_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tomograms: int, scheduler: str
+) -> None:
+    (tmp_path / "config" / "datasets").mkdir(parents=True)
+    sheet = tmp_path / "config" / "datasets" / "d.tsv"
+    sheet.write_text("\n".join(["tomogram", *map(str, range(tomograms))]))
+    monkeypatch.chdir(tmp_path)
+    with (ROOT / "profiles" / "default" / "config.yaml").open() as handle:
+        assert ProfileConfigFileParser().parse(handle)["scheduler"] == scheduler
+
+
+def test_retries_are_in_the_profile_and_groups_stay_within_a_tomogram() -> None:
+    text = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    slurm = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
+    assert slurm["retries"] >= 1
+    assert "retries:" not in text
+    assert "group-components" not in slurm
+    one_job = re.findall(r"^rule (\w+):(?:(?!^rule ).)*?    group:\n        [^\n]*NETWORK", text,
+                         re.MULTILINE | re.DOTALL)  # fmt: skip
+    assert set(one_job) == {"tile", "segment", "merge", "cluster", "extract", "classify", "vote"}
+    partitions = {slurm["set-resources"][rule]["slurm_partition"] for rule in one_job}
+    assert partitions == {"gpu"}  # a job has one partition
 
 
 def test_cluster_profile_names_only_rules_that_exist() -> None:

@@ -28,13 +28,9 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "slurm")]
 
 from cluster import Cluster  # noqa: E402
-from facility import Facility  # noqa: E402
+from facility import Facility, set_resources  # noqa: E402
 from tiny_project import make_project  # noqa: E402
 
-NETWORK = ("tile", "segment", "merge", "cluster", "extract", "classify", "vote")
-APART = [
-    f"{rule}:bundle=1" for rule in ("prepare", *NETWORK, "export", "evaluate", "report_tomogram")
-]
 Figures = dict[str, Any]
 
 
@@ -109,7 +105,7 @@ def main() -> None:
         if arguments.slurm:
             cluster = Cluster.start()
             try:
-                apart = ("--set-resources", *APART)
+                apart = set_resources(bundle=1)
                 result["slurm, each for itself"] = on_slurm(cluster, place / "apart", names, *apart)
                 print("apart", result["slurm, each for itself"], flush=True)
                 result["slurm, as shipped"] = on_slurm(cluster, place / "shipped", names)

@@ -242,6 +242,7 @@ def test_a_job_that_waits_is_queued_while_a_run_is_under_way(tmp_path: Path) -> 
     assert (a.summary, a.stages["tile"].state) == ("queued", "queued")
     assert "SLURM job 9 PENDING" in a.stages["tile"].reason
     assert (b.summary, b.stages["prepare"].state) == ("running", "running")
+    assert "9 RUNNING" in format_status([dataset])
     (later,) = collect_status(tmp_path, now=time.time() + 1e5)
     assert later.tomograms[0].summary == "to do"
 

@@ -59,7 +59,8 @@ if workflow.is_main_process and not BRANCH:
     run()
 
 # On a cluster a tomogram takes three jobs: `prepare`; `network`, on a GPU; `results`. With shards
-# each shard is a job of its own, and the plan that they share is made before them.
+# each shard is a job of its own, and the plan that they share is made before them, with a shard's
+# memory, where the shards run.
 NETWORK = "network"
 SHARDED = CONFIG.tiling.shards > 1
 ON_GPU = CONFIG.segment.device != "cpu" and (

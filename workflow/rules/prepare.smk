@@ -44,13 +44,13 @@ rule tile:
     benchmark:
         benchmark_of("tile")
     group:
-        "prepare" if SHARDED else NETWORK
+        "plan" if SHARDED else NETWORK
     conda:
         "../../envs/runtime.yaml"
     envmodules:
         *CONFIG.envmodules.of("runtime"),
     resources:
-        mem_mb=memory(600),
+        mem_mb=segment_memory if SHARDED else memory(600),
         runtime=2,
         bundle=bundle,
     params:

@@ -378,20 +378,28 @@ def _format_dataset(dataset: DatasetStatus) -> str:
     if dataset.problem:
         return "\n".join([*lines, f"  cannot be read: {dataset.problem}", ""])
     columns = [name for name in COLUMNS if name != EVALUATE or _evaluated(dataset)]
-    table = [["tomogram", *columns, "particles"]]
+    jobs = {row.tomogram: _live_job(row) for row in dataset.tomograms}
+    table = [["tomogram", *columns, *(["SLURM job"] if any(jobs.values()) else []), "particles"]]
     for row in dataset.tomograms:
         if row.use:
             cells = [str(row.stages[name].state) for name in columns]
             count = "" if row.particles is None else str(row.particles)
         else:
             cells, count = [row.summary, *[""] * (len(columns) - 1)], ""
-        table.append([row.tomogram, *cells, count])
+        job = [jobs[row.tomogram]] if any(jobs.values()) else []
+        table.append([row.tomogram, *cells, *job, count])
     lines += layout(table)
     lines += _notes(dataset)
     counts = [f"{n} {word}" for word, n in dataset.counts.items() if word != "tomograms"]
     counts[-1] = f"{dataset.particles} accepted particles"
     lines.append(f"  {len(dataset.tomograms)} tomograms: " + ", ".join(counts))
     return "\n".join([*lines, ""])
+
+
+def _live_job(row: TomogramStatus) -> str:
+    """Number and state of the cluster job that a tomogram is in or waits for; else empty."""
+    live = row.job is not None and row.summary in ("queued", "running") and not row.job.failed
+    return f"{row.job.job} {row.job.state}" if live and row.job is not None else ""
 
 
 def _evaluated(dataset: DatasetStatus) -> bool:

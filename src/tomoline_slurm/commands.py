@@ -28,10 +28,10 @@ HOPELESS = re.compile(
 )
 # What SLURM's programs say where the same call will be answered another time: the controller or
 # munge is away; as many jobs are queued as the site allows.
-AWAY = re.compile(
-    r"Unable to contact slurm|Unable to establish control machine|connection failure|Connection (refused|timed)|"
-    r"Socket timed out|Zero Bytes were trans|standby mode|temporarily un|Protocol authentication|"
-    r"[Mm]unge|Submit\w*Limit",
+PASSING = re.compile(
+    r"did not answer|Unable to contact slurm|Unable to establish control machine|Socket timed out|"
+    r"connection failure|Connection (refused|timed)|Zero Bytes were trans|standby mode|"
+    r"temporarily un|Protocol authentication|[Mm]unge|Submit\w*Limit"
 )
 # What scancel says of jobs that it need not cancel any more.
 GONE = re.compile("Invalid job id|already completing or completed")
@@ -59,19 +59,10 @@ class SlurmError(TomolineError):
     """SLURM does not answer, or refuses."""
 
 
-class SlurmAway(SlurmError):
-    """SLURM cannot answer now, or takes no more jobs at present; another time it may."""
-
-
 def ask(arguments: Sequence[str], *, text: str | None = None) -> str:
-    """Run one of SLURM's programs and return what it prints.
+    """Run one of SLURM's programs and return what it prints; SlurmError where it fails.
 
-    Raises
-    ------
-    SlurmAway
-        It is worth trying again. A program that did not answer in time may have been obeyed.
-    SlurmError
-        It failed otherwise.
+    A program that did not answer in time may have been obeyed all the same.
     """
     try:
         done = subprocess.run(
@@ -79,14 +70,18 @@ def ask(arguments: Sequence[str], *, text: str | None = None) -> str:
             check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise SlurmAway(f"{arguments[0]} did not answer within {TIMEOUT_S} s") from error
+        raise SlurmError(f"{arguments[0]} did not answer within {TIMEOUT_S} s") from error
     except OSError as error:
         raise SlurmError(f"{arguments[0]} could not be started: {error}") from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
-        kind = SlurmAway if AWAY.search(said) else SlurmError
-        raise kind(f"{arguments[0]} failed: {said or f'exit code {done.returncode}'}")
+        raise SlurmError(f"{arguments[0]} failed: {said or f'exit code {done.returncode}'}")
     return done.stdout
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the call that failed may be answered another time."""
+    return PASSING.search(str(error)) is not None
 
 
 def job_states(run: str, ids: Sequence[str] = ()) -> dict[str, JobState]:

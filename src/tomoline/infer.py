@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tomoline.errors import DeviceError
-from tomoline.kernels.dilated import cpu_convolve
+from tomoline.kernels.choose import speed_up
 from tomoline.log import get_logger
-from tomoline.networks.blocks import plain_convolve
-from tomoline.networks.msdnet import MSDNet
 from tomoline.networks.weights import ModelCard, load_network
 from tomoline.settings import InferenceSettings
 
@@ -91,11 +89,8 @@ def make_runner(folder: str | Path, settings: InferenceSettings) -> Runner:
     device = choose_device(settings.device)
     dtype = choose_precision(settings.precision, device)
     card, network = load_network(folder)
-    fast = settings.kernel == "auto" and device.type == "cpu"
-    if isinstance(network, MSDNet):
-        network.convolve = cpu_convolve if fast else plain_convolve
-    kernel = "cpu" if fast else "plain"
     network = network.to(device).eval()
+    kernel = speed_up(network, device, dtype) if settings.kernel == "auto" else "plain"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
     log.info("%s on %s (%s), %s, kernel %s, %d threads, %d flip(s)", card.name, device, name,
              str(dtype).removeprefix("torch."), kernel, torch.get_num_threads(),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tomoline.errors import InputError
-from tomoline.networks.blocks import Convolve, plain_convolve
+from tomoline.networks.blocks import Convolve, Kernel, plain_convolve
 
 KERNEL = 3
 SLOPE = 0.01
@@ -88,6 +88,7 @@ class MSDNet(nn.Module):
         self.schedule = dilations(depth, width, max_dilation, dilation)
         check_hybrid_dilation(list(range(1, min(max_dilation, depth * width) + 1)))
         self.convolve: Convolve = plain_convolve
+        self.kernel: Kernel | None = None  # stands in for all that follows
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for i in range(depth):
@@ -102,6 +103,8 @@ class MSDNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, classes, Z, Y, X)` of volumes `(B, in_channels, Z, Y, X)`."""
+        if self.kernel is not None:
+            return self.kernel(self, x)
         for weight, bias, schedule in zip(self.weights, self.biases, self.schedule, strict=True):
             maps = self._layer(x, weight, bias, schedule)
             x = torch.cat([x, nn.functional.leaky_relu(maps, SLOPE)], 1)

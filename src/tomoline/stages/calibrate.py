@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tomoline.evaluation.matching import localization, match_one_to_one
 from tomoline.infer import Runner, choose_precision
-from tomoline.kernels.dilated import cpu_convolve
+from tomoline.kernels.choose import speed_up
 from tomoline.networks.cards import ModelCard
 from tomoline.networks.msdnet import MSDNet
 from tomoline.ops.clusters import find_clusters
@@ -40,9 +40,9 @@ def calibrate(card: ModelCard, network: MSDNet, volumes: Sequence[TrainingVolume
     the best threshold depends on it.
     """
     device = torch.device("cpu")
-    network.convolve = cpu_convolve
-    flips = SegmentSettings().test_time_flips
-    runner = Runner(card, network.eval(), device, choose_precision("auto", device), "cpu", flips)
+    precision = choose_precision("auto", device)
+    kernel = speed_up(network.eval(), device, precision)
+    runner = Runner(card, network, device, precision, kernel, SegmentSettings().test_time_flips)
     maps = [np.asarray(runner.probabilities(v.volume[None])[0, 1]) for v in volumes]
     tried = [
         _tried(maps, volumes, threshold, bandwidth)

@@ -19,7 +19,7 @@ from tomoline.contracts import BACKGROUND
 from tomoline.errors import InputError
 from tomoline.infer import choose_device, choose_precision
 from tomoline.io.atomic import atomic_path, write_text
-from tomoline.kernels.dilated import cpu_convolve
+from tomoline.kernels.choose import speed_up
 from tomoline.log import get_logger
 from tomoline.networks.msdnet import MSDNet
 from tomoline.networks.weights import WEIGHTS, ModelCard, save_model
@@ -63,8 +63,8 @@ def run(
     source = _source(settings, densities, Path(inputs["densities"]))
     precision = choose_precision(settings.precision, device)
     network = _network(settings, len(classes)).to(device)
-    if device.type == "cpu":
-        network.convolve = cpu_convolve
+    kernel = speed_up(network, device, precision, trains=True)
+    log.info("training on %s, %s, kernel %s", device, _name(precision), kernel)
     options = MSDNetRecipeOptions(
         **_shared(settings, MSDNetRecipeOptions), device=str(device), rank=rank,
         processes=processes, precision=_name(precision),

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import sys
@@ -29,6 +28,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "slurm")]
 
 from cluster import Cluster  # noqa: E402
 from facility import Facility, set_resources  # noqa: E402
+from machine import machine  # noqa: E402
 from tiny_project import make_project  # noqa: E402
 
 Figures = dict[str, Any]
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     names = [f"t{number:03d}" for number in range(arguments.tomograms)]
-    result: Figures = {"machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    result: Figures = {"machine": machine(),
                        "tomograms": len(names)}  # fmt: skip
     place = Path(tempfile.mkdtemp())
     try:

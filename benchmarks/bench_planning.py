@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from machine import machine  # noqa: E402
 from tiny_project import make_project  # noqa: E402
 
 from tomoline.io.sheet import load_dataset, write_sheet  # noqa: E402
@@ -126,7 +126,7 @@ def main() -> None:
         count: round(points["tomoline"][count]["cpu_s"] / points["bare"][count]["cpu_s"], 2)
         for count in arguments.tomograms
     }
-    result = {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+    result = {"machine": machine(),
               "points": points, "cpu_ratio": ratio}  # fmt: skip
     if len(arguments.tomograms) > 1:
         result["exponent_cpu"] = {name: exponent(points[name], "cpu_s") for name in kinds}

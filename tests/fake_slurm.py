@@ -54,6 +54,8 @@ done
     "sacct": "",
     "sinfo": "",
     "scontrol": "",
+    "sacctmgr": "",
+    "sshare": "",
 }
 
 

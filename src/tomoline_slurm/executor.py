@@ -102,6 +102,9 @@ class Executor(SlurmExecutor):  # type: ignore[misc]
 
     def __post_init__(self, test_mode: bool = False) -> None:
         super().__post_init__(test_mode)
+        # An array's members would all do the first one's work: only the nested snakemake that is
+        # left out here (see additional_general_args) knows which of them it is.
+        self.array_jobs: set[str] = set()
         driver.note_run(self.run_uuid)
         remove_old()
 
@@ -380,7 +383,7 @@ class Executor(SlurmExecutor):  # type: ignore[misc]
             self._report(info, code)
             return True
         if known.hopeless:
-            return self._end(info, known.state, f"SLURM would never start it ({known.reason})")
+            return self._end(info, "CANCELLED", f"SLURM would never start it ({known.reason})")
         # SLURM might start it again after all, beside the one that takes its place.
         if known.state in MAY_RETURN or known.state == "UNKNOWN":
             return self._end(info, known.state, "it did not come back")

@@ -51,8 +51,8 @@ def bundled(jobs: Iterable[Any]) -> Iterator[list[Any]]:
     """Put jobs together that may share a submission.
 
     Those of one kind, at their first attempt, with equal resources. A tomogram that failed is tried
-    again by itself, with more memory. How many may go together each job's `bundle` says, of a
-    group's rules the smallest.
+    again by itself, with more memory. How many may go together each job's `bundle` says, of those
+    that a group's rules say the smallest.
     """
     kinds: dict[tuple[Any, ...], list[Any]] = {}
     for job in jobs:
@@ -72,9 +72,10 @@ def bundled(jobs: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 def limit(job: Any) -> int:
-    """How many jobs may share this one's submission."""
+    """How many jobs may share this one's submission; 1 where none of its rules says it."""
     members = list(job.jobs) if job.is_group() else [job]
-    return max(1, min(int(member.resources.get(BUNDLE) or 1) for member in members))
+    said = [member.resources.get(BUNDLE) for member in members]
+    return max(1, min((int(number) for number in said if number is not None), default=1))
 
 
 def _kind(job: Any) -> tuple[Any, ...]:

@@ -21,7 +21,6 @@ rule extract:
     resources:
         mem_mb=memory(600, 8),
         runtime=minutes(2, 0.1),
-        bundle=bundle,
     params:
         settings=settings_of("extract"),
     script:
@@ -32,7 +31,6 @@ rule classify:
     input:
         subtomograms=rules.extract.output.subtomograms,
         card=model_file("classifier", "card.yaml"),
-        weights=model_file("classifier", "weights.safetensors"),
     output:
         classes=intermediate("classes", f"{TOMOGRAM}/classes.h5"),
     log:
@@ -50,7 +48,6 @@ rule classify:
         **gpu_of(CONFIG.classify),
         mem_mb=memory(3000, 8),
         runtime=minutes(10, 1.5, gpu=0.1),
-        bundle=bundle,
     params:
         settings=settings_of("classify"),
     script:
@@ -82,6 +79,6 @@ rule vote:
     params:
         settings=settings_of("vote"),
         tomogram="{tomogram}",
-        dataset=lambda wildcards: run().dataset_geometry(wildcards.dataset),
+        dataset=of_dataset(lambda name: run().dataset_geometry(name)),
     script:
         "../scripts/vote.py"

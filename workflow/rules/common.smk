@@ -1,12 +1,16 @@
 # What all files of rules share - the checked run, names of files, input and resource functions.
 # In: config/config.yaml, config/datasets/*, the models' cards. Out: CONFIG, run() and functions.
 
+import inspect
 import sys
 from functools import cache
 from math import ceil
 from pathlib import Path
 
+import smart_open
+from snakemake.common import overwrite_function_params
 from snakemake.exceptions import WorkflowError
+from snakemake.resources import Resource
 
 from tomoline.errors import TomolineError
 from tomoline.export.registry import dialect as dialect_of
@@ -89,6 +93,20 @@ scattergather:
     shards=CONFIG.tiling.shards,
 
 
+def known(function):
+    """The function, with its parameters noted where Snakemake looks for them."""
+    overwrite_function_params(function, inspect.signature(function).parameters)
+    return function
+
+
+# What Snakemake would find out again for every job, a sixth of a plan's time: the parameters of
+# its own function that evaluates a resource, and the parts of a script's path.
+overwrite_function_params(
+    Resource.evaluate, inspect.signature(Resource("", 0).evaluate).parameters
+)
+smart_open.parse_uri = cache(smart_open.parse_uri)
+
+
 def settings_of(section, without=""):
     """What config.yaml says of a section other than the defaults.
 
@@ -120,6 +138,7 @@ def row_of(wildcards):
     return run().row(wildcards.dataset, wildcards.tomogram)
 
 
+@known
 def given_tomogram(wildcards):
     """The tomogram's file. One that is gone is left to its own job, which fails alone."""
     path = row_of(wildcards).path
@@ -163,9 +182,10 @@ def memory(base_mb, bytes_per_voxel=0.0, given=False):
         voxels = run().voxels(wildcards.dataset, wildcards.tomogram, given=given)
         return int((JOB_MB + base_mb + bytes_per_voxel * voxels / 1e6) * attempt)
 
-    return mem_mb
+    return known(mem_mb)
 
 
+@known
 def segment_memory(wildcards, attempt):
     """Memory of the localizer: windows fill what is given, so large ones are worth asking for."""
     voxels = run().voxels(wildcards.dataset, wildcards.tomogram)
@@ -185,13 +205,32 @@ def minutes(base, per_million_voxels=0.0, gpu=None):
         voxels = run().voxels(wildcards.dataset, wildcards.tomogram)
         return ceil((base + slope * voxels / 1e6) * attempt)
 
-    return runtime
+    return known(runtime)
 
 
+@known
 def bundle(wildcards):
-    """How many tomograms of this size may share one submission: the small ones together."""
+    """How many tomograms of this size may share one submission: the small ones together.
+
+    Of a group's rules the last says it, which is in the group whatever is left to do.
+    """
     voxels = run().voxels(wildcards.dataset, wildcards.tomogram)
     return max(1, min(BUNDLE_MOST, int(BUNDLE_VOXELS / voxels)))
+
+
+def bundle_of_shards():
+    """Where the plan and the shards are jobs of their own, they say it themselves."""
+    return {"bundle": bundle} if SHARDED else {}
+
+
+def of_row(value):
+    """Parameter function: a value of the tomogram's row."""
+    return known(lambda wildcards: value(row_of(wildcards)))
+
+
+def of_dataset(value):
+    """Parameter function: a value of the dataset's name."""
+    return known(lambda wildcards: value(wildcards.dataset))
 
 
 def gpu_of(section):

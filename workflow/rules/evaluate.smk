@@ -25,10 +25,9 @@ rule evaluate:
     resources:
         mem_mb=memory(800, 60),
         runtime=minutes(5, 0.3),
-        bundle=bundle,
     params:
         settings=settings_of("evaluate"),
-        dataset=lambda wildcards: run().dataset_geometry(wildcards.dataset),
-        tilt_series=lambda wildcards: row_of(wildcards).tilt_series,
+        dataset=of_dataset(lambda name: run().dataset_geometry(name)),
+        tilt_series=of_row(lambda row: row.tilt_series),
     script:
         "../scripts/evaluate.py"

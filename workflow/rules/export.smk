@@ -21,11 +21,10 @@ rule export:
     resources:
         mem_mb=memory(600),
         runtime=minutes(2),
-        bundle=bundle,
     params:
         settings=settings_of("export"),
-        dataset=lambda wildcards: run().dataset(wildcards.dataset),
-        tilt_series=lambda wildcards: row_of(wildcards).tilt_series,
+        dataset=of_dataset(lambda name: run().dataset(name)),
+        tilt_series=of_row(lambda row: row.tilt_series),
     script:
         "../scripts/export.py"
 
@@ -55,7 +54,7 @@ rule combine:
             **{name: exported(name) for name in CONFIG.export.dialects},
         ),
         settings=settings_of("export"),
-        dataset=lambda wildcards: run().dataset(wildcards.dataset),
+        dataset=of_dataset(lambda name: run().dataset(name)),
         tilt_series=lambda wildcards: [
             row.tilt_series for row in run().rows[wildcards.dataset]
         ],

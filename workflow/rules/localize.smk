@@ -6,7 +6,6 @@ rule segment:
         volume=rules.prepare.output.volume,
         plan=rules.tile.output.plan,
         card=model_file("localizer", "card.yaml"),
-        weights=model_file("localizer", "weights.safetensors"),
     output:
         probability=intermediate("shards", f"{TOMOGRAM}/segment/{{scatteritem}}.h5"),
     log:
@@ -21,10 +20,10 @@ rule segment:
         *CONFIG.envmodules.of("gpu"),
     threads: 4
     resources:
+        **bundle_of_shards(),
         **gpu_of(CONFIG.segment),
         mem_mb=segment_memory,
         runtime=minutes(10, 1, gpu=0.1),
-        bundle=bundle,
     params:
         settings=settings_of("segment"),
         shard="{scatteritem}",
@@ -57,7 +56,6 @@ rule merge:
     resources:
         mem_mb=memory(600, 32),
         runtime=minutes(2, 0.1),
-        bundle=bundle,
     params:
         settings=settings_of("merge"),
     script:
@@ -84,7 +82,6 @@ rule cluster:
     resources:
         mem_mb=memory(600, 48),
         runtime=minutes(3, 0.2),
-        bundle=bundle,
     params:
         settings=settings_of("cluster"),
     script:

@@ -26,9 +26,9 @@ rule prepare:
         bundle=bundle,
     params:
         settings=settings_of("prepare"),
-        tomogram=lambda wildcards: row_of(wildcards).path,
-        dataset=lambda wildcards: run().dataset_for_prepare(wildcards.dataset),
-        axes=lambda wildcards: row_of(wildcards).axes,
+        tomogram=of_row(lambda row: row.path),
+        dataset=of_dataset(lambda name: run().dataset_for_prepare(name)),
+        axes=of_row(lambda row: row.axes),
     script:
         "../scripts/prepare.py"
 
@@ -50,9 +50,9 @@ rule tile:
     envmodules:
         *CONFIG.envmodules.of("runtime"),
     resources:
+        **bundle_of_shards(),
         mem_mb=segment_memory if SHARDED else memory(600),
         runtime=2,
-        bundle=bundle,
     params:
         settings=settings_of("tiling"),
         device=CONFIG.segment.device,

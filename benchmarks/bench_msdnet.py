@@ -2,10 +2,9 @@
 
     .venv/bin/python benchmarks/bench_msdnet.py [--edges 32 64 96] [--output FILE]
 
-Plain is `tomoline.networks.msdnet` as it reads: PyTorch's convolutions in float32, maps concatenated
-layer by layer. All run in turn in one process, so that ratios hold on a busy machine too. Prints,
-and keeps as JSON, for each network, edge of a cube and kind: seconds, GFLOP/s, ratio to plain, and
-the largest difference from plain beside its largest value.
+Plain is `tomoline.networks.msdnet` as it reads: PyTorch's convolutions, maps concatenated layer by
+layer. All run in turn in one process, so that ratios hold on a busy machine too. Prints, and keeps
+as JSON, for each network, edge of a cube and kind: seconds, GFLOP/s, and the ratio to plain float32.
 """
 
 from __future__ import annotations

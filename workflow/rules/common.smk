@@ -189,7 +189,9 @@ def memory(base_mb, bytes_per_voxel=0.0, given=False):
 def segment_memory(wildcards, attempt):
     """Memory of the localizer: windows fill what is given, so large ones are worth asking for."""
     voxels = run().voxels(wildcards.dataset, wildcards.tomogram)
-    windows = 0 if ON_GPU else bytes_per_voxel(run().cards["localizer"]) * voxels / 5e5
+    fast = CONFIG.segment.kernel == "auto"
+    per_voxel = bytes_per_voxel(run().cards["localizer"], fast=fast)
+    windows = 0 if ON_GPU else per_voxel * voxels / 5e5
     mb = JOB_MB + 3000 + min(windows, WINDOWS_MB) + 12 * voxels / 1e6
     return int(mb * attempt)
 

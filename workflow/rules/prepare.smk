@@ -56,5 +56,6 @@ rule tile:
     params:
         settings=settings_of("tiling"),
         device=CONFIG.segment.device,
+        kernel=CONFIG.segment.kernel,
     script:
         "../scripts/tile.py"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tomoline.kernels.cpu_loops import MOST_CLASSES, has_pairs
-from tomoline.kernels.cpu_msdnet import CpuMSDNet, cpu_msdnet
 from tomoline.kernels.dilated import cpu_convolve
 from tomoline.networks.msdnet import MSDNet
 
@@ -20,6 +18,10 @@ def speed_up(
     """
     if not isinstance(network, MSDNet) or device.type != "cpu":
         return "plain"
+    # Loaded where it is needed: numba takes a second.
+    from tomoline.kernels.cpu_loops import MOST_CLASSES, has_pairs  # noqa: PLC0415
+    from tomoline.kernels.cpu_msdnet import CpuMSDNet, cpu_msdnet  # noqa: PLC0415
+
     if network.classes > MOST_CLASSES or (dtype == torch.bfloat16 and not has_pairs()):
         network.convolve = cpu_convolve
         return "cpu-dilated"

@@ -33,7 +33,7 @@ KERNEL, SLOPE = 3, 0.01
 PREFETCH_LOCALITY = 3
 
 
-class _BFloat(ir.Type):
+class _BFloat(ir.Type):  # type: ignore[misc]
     """LLVM's `bfloat`, which llvmlite does not know."""
 
     def _to_string(self) -> str:

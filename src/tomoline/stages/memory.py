@@ -39,6 +39,11 @@ def available_bytes(*, device: str = "auto", environment: Mapping[str, str] = os
     return min(limits)
 
 
+def has_gpu(*, device: str = "auto", environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a network will run on a GPU here."""
+    return device != "cpu" and _gpu_bytes(environment) is not None
+
+
 def _gpu_bytes(environment: Mapping[str, str]) -> float | None:
     """Free memory of the first GPU that the job sees; None where it sees none."""
     seen = environment.get("CUDA_VISIBLE_DEVICES")

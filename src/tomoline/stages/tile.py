@@ -11,7 +11,7 @@ from tomoline.log import get_logger
 from tomoline.networks.cards import ModelCard, load_card
 from tomoline.ops.tiles import choose_tile_size, plan_tiles
 from tomoline.settings import TilingSettings
-from tomoline.stages.memory import available_bytes
+from tomoline.stages.memory import available_bytes, has_gpu
 
 SETTINGS = TilingSettings
 log = get_logger(__name__)
@@ -27,16 +27,20 @@ def run(
     *,
     settings: TilingSettings,
     device: str = "auto",
+    kernel: str = "auto",
 ) -> None:
     """Plan the windows of one tomogram for the memory of the `device` of this job.
 
+    `kernel` is the setting of the stage `segment`.
     Inputs `transform` (prepared.json) and `card` (the localizer's); output `plan` (plan.json).
     """
     shape = VolumeTransform.load(inputs["transform"]).prepared_shape_zyx
     card = load_card(inputs["card"])
+    on_cpu = not has_gpu(device=device)
     plan = make_plan(
-        shape, card, settings, memory_bytes=MEMORY_SHARE * available_bytes(device=device)
-    )
+        shape, card, settings, memory_bytes=MEMORY_SHARE * available_bytes(device=device),
+        fast=on_cpu and kernel == "auto",
+    )  # fmt: skip
     with atomic_path(outputs["plan"]) as partial:
         plan.save(partial)
     log.info(
@@ -46,16 +50,21 @@ def run(
 
 
 def make_plan(
-    shape: tuple[int, int, int], card: ModelCard, settings: TilingSettings, *, memory_bytes: float
+    shape: tuple[int, int, int],
+    card: ModelCard,
+    settings: TilingSettings,
+    *,
+    memory_bytes: float,
+    fast: bool = False,
 ) -> TilePlan:
-    """Plan windows by settings, a model and the memory it may take.
+    """Plan windows by settings, a model, the memory it may take, and whether the CPU kernel runs it.
 
     The automatic halo is what the network sees to each side. Where windows of that halo do not fit
     it is shortened to a quarter of the window with a warning: the outermost layers of a deep
     network's view weigh little, and the merge then looks for artefacts at the cut faces.
     """
     reach = card.receptive_field_vox // 2
-    per_voxel = bytes_per_voxel(card)
+    per_voxel = bytes_per_voxel(card, fast=fast)
     wanted = reach if settings.halo_vox < 0 else settings.halo_vox
     size = settings.size_vox
     if size == 0:
@@ -78,13 +87,17 @@ def make_plan(
     return plan_tiles(shape, size_vox=size, halo_vox=wanted)
 
 
-def bytes_per_voxel(card: ModelCard) -> float:
+def bytes_per_voxel(card: ModelCard, *, fast: bool = False) -> float:
     """Roughly what a pass of a densely connected network holds for each voxel, in float32.
 
-    Every layer's maps stay until the last; adding a layer copies them once; a further half is for
-    the convolution's own work space.
+    Every layer's maps stay until the last. Plain layers copy them once to add one, and a further
+    half is for the convolution's own work space. The CPU kernel (`fast`) keeps them in one buffer,
+    a third larger than the window for its margins; classes are there as logits, as probabilities
+    and as their sum over flips.
     """
     parameters = card.parameters
     layers = int(parameters.get("depth", 49)) * int(parameters.get("width", 2))
     maps = int(parameters.get("in_channels", 1)) + layers
+    if fast:
+        return 4.0 * (1.35 * maps + 5 * len(card.classes) + 4)
     return 4.0 * (2.5 * maps + 4 * len(card.classes))

@@ -4,7 +4,7 @@
 
 Plain is `tomoline.networks.msdnet` as it reads: PyTorch's convolutions, maps concatenated layer by
 layer. All run in turn in one process, so that ratios hold on a busy machine too. Prints, and keeps
-as JSON, for each network, edge of a cube and kind: seconds, GFLOP/s, and the ratio to plain float32.
+as JSON, for each network, edge of a cube and kind: seconds, GFLOP/s, ratio to plain float32.
 """
 
 from __future__ import annotations

@@ -1,5 +1,9 @@
 """The CPU kernel equals the plain network, forward and backward, wherever windows are cut."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -182,3 +186,19 @@ def test_memory_is_what_was_said():
         voxels = np.prod(buffer.shape)
         said = model.bytes_per_voxel * voxels
         assert 4 * len(buffer.words) <= 1.6 * said
+
+
+def test_nowhere_to_keep_compiled_code_is_no_fault(tmp_path):
+    """As in an image that is read-only, for a user without a home."""
+    (tmp_path / "file").touch()
+    code = (
+        "import torch; from tomoline.kernels.cpu_msdnet import CpuMSDNet\n"
+        "from tomoline.networks.msdnet import MSDNet\n"
+        "net = MSDNet(depth=2); x = torch.ones(1, 1, 5, 5, 5)\n"
+        "print((CpuMSDNet(net).logits(x) - net(x)).abs().max().item() < 1e-5)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "file")},
+    )  # fmt: skip
+    assert done.stdout.strip() == "True", done.stderr

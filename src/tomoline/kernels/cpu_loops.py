@@ -380,7 +380,15 @@ _MAP_PAIRS, _ADD_PAIRS, _MIX_PAIRS = (
 )  # fmt: skip
 
 
-@njit(nogil=True, cache=True)
+def _compiled(function: Callable[..., None]) -> Any:
+    """Compile a function at its first call, and keep the code where there is a place for it."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # neither beside this file nor at home may anything be written
+        return njit(nogil=True)(function)
+
+
+@_compiled
 def run_passes(pairs, adds, table, biases, share, shape, blocks):  # type: ignore[no-untyped-def]
     """Passes from one to another, and a part of their blocks: `share` (first, last, part, parts).
 
@@ -421,7 +429,7 @@ def run_passes(pairs, adds, table, biases, share, shape, blocks):  # type: ignor
                         _ADD_PAIRS(rows, values)
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def mix_planes(pairs, places, numbers, shape):  # type: ignore[no-untyped-def]
     """The 1x1x1 layer of some planes.
 
@@ -448,7 +456,7 @@ def mix_planes(pairs, places, numbers, shape):  # type: ignore[no-untyped-def]
                     _MIX_PAIRS(classes, values)
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def gather_rows(pairs, maps, grads, sizes, share, result):  # type: ignore[no-untyped-def]
     """Rows of a volume without margins: of its maps, and of gradients moved by each tap.
 

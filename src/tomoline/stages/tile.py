@@ -57,7 +57,7 @@ def make_plan(
     memory_bytes: float,
     fast: bool = False,
 ) -> TilePlan:
-    """Plan windows by settings, a model, the memory it may take, and whether the CPU kernel runs it.
+    """Plan windows by settings, a model, its memory, and whether the CPU kernel runs it (`fast`).
 
     The automatic halo is what the network sees to each side. Where windows of that halo do not fit
     it is shortened to a quarter of the window with a warning: the outermost layers of a deep

@@ -12,10 +12,9 @@ from cluster import Cluster, Job
 from facility import SNAKEMAKE, TIMES, Facility
 from tiny_project import ROOT
 
-# One flip instead of several, on both sides: the comparison needs the same, not the best. Windows
-# fill the memory that a job has, and their size changes the last bits of a probability.
-SETTINGS = ("--config", "datasets=[demo]", "tiling={size_vox: 128}",
-            "segment={test_time_flips: 1}", "classify={test_time_flips: 1}")  # fmt: skip
+# One flip instead of several, on both sides: the comparison needs the same, not the best.
+SETTINGS = ("--config", "datasets=[demo]", "segment={test_time_flips: 1}",
+            "classify={test_time_flips: 1}")  # fmt: skip
 GPU_RULES = {"segment", "classify"}
 
 

@@ -1,6 +1,7 @@
 # What all files of rules share - the checked run, names of files, input and resource functions.
 # In: config/config.yaml, config/datasets/*, the models' cards. Out: CONFIG, run() and functions.
 
+import gc
 import inspect
 import sys
 from functools import cache
@@ -105,6 +106,8 @@ overwrite_function_params(
     Resource.evaluate, inspect.signature(Resource("", 0).evaluate).parameters
 )
 smart_open.parse_uri = cache(smart_open.parse_uri)
+# A plan is millions of objects that stay: looking for garbage among them takes another tenth.
+gc.set_threshold(200_000, 20, 100)
 
 
 def settings_of(section, without=""):

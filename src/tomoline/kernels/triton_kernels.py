@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0913, PLR0917 (a kernel takes plain numbers, one by one)
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 """Triton kernels of `triton_msdnet`, which explains the design; imported only where Triton is.
 
@@ -19,12 +20,11 @@ import triton
 import triton.language as tl
 
 # Sizes that differ between layers and windows: without this, each combination of values that 16
-# divides would be compiled anew. `voxels` is not among them: it says how wide stores can be.
+# divides would be compiled anew. Not among them: what says how wide loads and stores can be.
 _VARY = [
-    "chunks", "columns", "rows", "channels", "Z", "Y", "X", "ZP", "YP", "XP", "lead", "group",
+    "chunks", "columns", "channels", "Z", "Y", "X", "ZP", "YP", "XP", "lead", "group",
     "ZQ", "YQ", "XQ", "lead_q", "plane", "first_slot",
 ]  # fmt: skip
-
 
 
 def _jit(function: Any) -> Any:
@@ -56,6 +56,19 @@ def _position(item, z, y, x, ZP, YP, XP, lead):
 
 
 @triton.jit
+def _places(first_slot, j, pos, group, WIDTH: tl.constexpr):
+    """Places `(voxels, maps)` of a layer's maps in the maps' buffer."""
+    if CHUNK % WIDTH == 0:
+        # One group holds the layer, aligned by the plan (which the compiler sees by the division).
+        lane = (first_slot % CHUNK) // WIDTH * WIDTH
+        place = (first_slot // CHUNK).to(tl.int64) * group + pos
+        return place[:, None] * CHUNK + (lane + j)[None, :]
+    slot = first_slot + j
+    place = (slot // CHUNK).to(tl.int64)[None, :] * group + pos[:, None]
+    return place * CHUNK + (slot % CHUNK)[None, :]
+
+
+@triton.jit
 def _lower(values, like, EXACT: tl.constexpr):
     """Float32 rounded to nearest even in the type of the buffer `like`."""
     if EXACT and like.dtype.element_ty == tl.bfloat16:
@@ -77,8 +90,9 @@ def _add_product(a, b, total, PRECISION: tl.constexpr, EXACT: tl.constexpr):
 def product(
     maps, table, weights, bias, out,
     chunks, columns, voxels, Z, Y, X, ZP, YP, XP, lead, group, first_slot,
-    N: tl.constexpr, SLOPE: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr,
-    EXACT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    WIDTH: tl.constexpr, N: tl.constexpr, SLOPE: tl.constexpr, EPILOGUE: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Shifted maps times weights: `sum_q maps[voxel + table[q], 8] weights[8 q .. 8 q + 7, N]`.
 
@@ -111,9 +125,7 @@ def product(
         total += tl.load(bias + n, mask=n < columns, other=0.0)[None, :]
         if EPILOGUE == _MAPS:
             total = tl.where(total > 0, total, total * SLOPE)
-            slot = first_slot + n
-            place = (slot // CHUNK).to(tl.int64)[None, :] * group + pos[:, None]
-            place = place * CHUNK + (slot % CHUNK)[None, :]
+            place = _places(first_slot, n, pos, group, WIDTH)
             tl.store(maps + place, _lower(total, maps, EXACT), mask=wanted)
         else:
             if EPILOGUE != _LOGITS:
@@ -135,12 +147,13 @@ def product(
 def combine(
     columns, shifts, bias, maps,
     voxels, Z, Y, X, ZP, YP, XP, lead, group, first_slot,
-    WIDTH: tl.constexpr, BLOCK_W: tl.constexpr, TAPS: tl.constexpr, SLOPE: tl.constexpr,
-    EXACT: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_W: tl.constexpr, TAPS: tl.constexpr, ACROSS: tl.constexpr,
+    SLOPE: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """New maps from the columns of `product`: each the sum of its `TAPS` columns, shifted.
 
-    `columns (WIDTH * TAPS, voxels)` float32, `shifts (WIDTH * TAPS, 3)` voxels zyx (int32).
+    `columns (WIDTH * TAPS, voxels)` float32, `shifts (WIDTH * TAPS, 3)` voxels zyx (int32);
+    `ACROSS`: some are in x.
     Columns beyond the volume's faces are those of zeros, so they are left out.
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -152,19 +165,22 @@ def combine(
         column = j * TAPS + tap
         dz = tl.load(shifts + column * 3, mask=j < WIDTH, other=0)
         dy = tl.load(shifts + column * 3 + 1, mask=j < WIDTH, other=0)
-        dx = tl.load(shifts + column * 3 + 2, mask=j < WIDTH, other=0)
-        zs, ys, xs = z[:, None] + dz[None, :], y[:, None] + dy[None, :], x[:, None] + dx[None, :]
-        there = (zs >= 0) & (zs < Z) & (ys >= 0) & (ys < Y) & (xs >= 0) & (xs < X)
-        source = i[:, None] + ((dz * Y + dy) * X + dx)[None, :]
-        place = column.to(tl.int64)[None, :] * voxels + source
-        total += tl.load(columns + place, mask=there & wanted, other=0.0)
+        zs, ys = z[:, None] + dz[None, :], y[:, None] + dy[None, :]
+        there = wanted & (zs >= 0) & (zs < Z) & (ys >= 0) & (ys < Y)
+        shift = (dz * Y + dy) * X
+        if ACROSS:
+            dx = tl.load(shifts + column * 3 + 2, mask=j < WIDTH, other=0)
+            xs = x[:, None] + dx[None, :]
+            there = there & (xs >= 0) & (xs < X)
+            shift += dx
+        place = column.to(tl.int64) * voxels + shift
+        total += tl.load(columns + (place[None, :] + i[:, None]), mask=there, other=0.0)
     total += tl.load(bias + j, mask=j < WIDTH, other=0.0)[None, :]
     total = tl.where(total > 0, total, total * SLOPE)
     pos = _position(item, z, y, x, ZP, YP, XP, lead)
-    slot = first_slot + j
-    place = (slot // CHUNK).to(tl.int64)[None, :] * group + pos[:, None]
-    place = place * CHUNK + (slot % CHUNK)[None, :]
-    tl.store(maps + place, _lower(total, maps, EXACT), mask=wanted)
+    tl.store(
+        maps + _places(first_slot, j, pos, group, WIDTH), _lower(total, maps, EXACT), mask=wanted
+    )
 
 
 @_jit
@@ -188,8 +204,7 @@ def before_activation(
         gradient + slot.to(tl.int64)[None, :] * voxels + i[:, None], mask=wanted, other=0.0
     )
     pos = _position(item, z, y, x, ZP, YP, XP, lead)
-    place = (slot // CHUNK).to(tl.int64)[None, :] * group + pos[:, None]
-    place = place * CHUNK + (slot % CHUNK)[None, :]
+    place = _places(first_slot, j, pos, group, WIDTH)
     map_value = tl.load(maps + place, mask=wanted, other=0.0).to(tl.float32)
     value = tl.where(map_value > 0, value, value * SLOPE)
     to = _position(item, z, y, x, ZQ, YQ, XQ, lead_q)

@@ -67,7 +67,8 @@ lock: ## Renew requirements.lock from pyproject.toml
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/python -m pip install --quiet --upgrade setuptools '.[dev]'
 	{ head -n 1 requirements.lock; .lock/bin/python -m pip freeze --all --exclude tomoline \
-	  --exclude pip | sed 's/+cpu$$//'; } > requirements.lock.new
+	  --exclude pip | sed -e 's/+cpu$$//' \
+	  -e 's/^triton==.*/& ; sys_platform in "linux"/'; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 	.lock/bin/python envs/renew.py && rm -rf .lock
 

@@ -58,7 +58,7 @@ weights: $(READY) ## Train the shipped models again, step by step (hours; days w
 	done
 
 bench: $(READY) ## Speed of the networks' kernels on this machine
-	for file in benchmarks/bench_*.py; do $(BIN)/python "$$file"; done
+	for file in benchmarks/bench_*.py; do $(BIN)/python "$$file" || [ $$? -eq 2 ]; done  # 2: no GPU
 
 generate: $(READY) ## Write config.yaml, its schema and config/README.md from settings.py
 	$(BIN)/python -m tomoline.settings
@@ -67,7 +67,8 @@ lock: ## Renew requirements.lock from pyproject.toml
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/python -m pip install --quiet --upgrade setuptools '.[dev]'
 	{ head -n 1 requirements.lock; .lock/bin/python -m pip freeze --all --exclude tomoline \
-	  --exclude pip | sed 's/+cpu$$//'; } > requirements.lock.new
+	  --exclude pip | sed -e 's/+cpu$$//' \
+	  -e 's/^triton==.*/& ; sys_platform in "linux"/'; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 	.lock/bin/python envs/renew.py && rm -rf .lock
 

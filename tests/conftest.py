@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+# No test needs a GPU: Triton's kernels run in its interpreter, which has to be chosen before
+# anything imports Triton.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

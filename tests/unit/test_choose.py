@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tomoline.kernels.choose import speed_up
+from tomoline.kernels import triton_msdnet
+from tomoline.kernels.choose import speed_up, use_triton
 from tomoline.kernels.cpu_loops import has_pairs
 from tomoline.kernels.dilated import cpu_convolve
 from tomoline.networks.blocks import plain_convolve
@@ -49,7 +50,47 @@ def test_what_the_kernel_cannot_do_goes_another_way():
     assert speed_up(made, CPU, torch.float32) == "cpu-onednn"
     low = speed_up(MSDNet(**NARROW), CPU, torch.bfloat16)
     assert low == ("cpu" if has_pairs() else "cpu-onednn")
-    elsewhere = MSDNet(**NARROW)
-    assert speed_up(elsewhere, torch.device("cuda"), torch.bfloat16) == "plain"
-    assert (elsewhere.kernel, elsewhere.convolve) == (None, plain_convolve)
     assert speed_up(torch.nn.Identity(), CPU, torch.float32) == "plain"
+
+
+# The interpreter stands for a GPU here (tests/conftest.py).
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_triton_is_used_where_it_is_right(trains, dtype):
+    made, x = MSDNet(**NARROW), torch.randn(1, 1, 6, 7, 8)
+    with torch.no_grad():
+        plain = made(x)
+    assert use_triton(made, CPU, dtype, trains=trains) == "triton"
+    assert made.kernel is not None
+    assert all(p.grad is None for p in made.parameters())
+    torch.testing.assert_close(made(x).detach(), plain, atol=0.05, rtol=0.05)
+
+
+def test_triton_that_errs_or_fails_is_not_used(monkeypatch, caplog):
+    made = MSDNet(**NARROW)
+    right = triton_msdnet.TritonMSDNet.logits
+    monkeypatch.setattr(triton_msdnet.TritonMSDNet, "logits", lambda self, x: 1.1 * right(self, x))
+    assert use_triton(made, CPU, torch.float32) == "plain"
+    assert "off by 0.1" in caplog.text
+
+    def fail(self, x):
+        raise ValueError("no ptxas")
+
+    monkeypatch.setattr(triton_msdnet.TritonMSDNet, "logits", fail)
+    assert speed_up(made, torch.device("meta"), torch.float32) == "plain"
+    assert use_triton(made, CPU, torch.float32) == "plain"
+    assert "no ptxas" in caplog.text
+    assert (made.kernel, made.convolve) == (None, plain_convolve)
+
+
+def test_gradients_that_err_are_noticed(monkeypatch, caplog):
+    made = MSDNet(**NARROW)
+    right = triton_msdnet.triton_msdnet
+
+    def turned(network, x):
+        logits = right(network, x)
+        return logits.detach() * 2 - logits
+
+    monkeypatch.setattr(triton_msdnet, "triton_msdnet", turned)
+    assert use_triton(made, CPU, torch.float32, trains=True) == "plain"
+    assert "off by" in caplog.text

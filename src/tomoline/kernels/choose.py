@@ -6,9 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from tomoline.kernels.dilated import cpu_convolve
+from tomoline.log import get_logger
+from tomoline.networks.blocks import Kernel
 from tomoline.networks.msdnet import MSDNet
 
+log = get_logger(__name__)
+
 WIDE = 8
+# What a GPU's kernel may differ from the plain layers, as a part of the values.
+NEAR = {torch.bfloat16: 2e-2, torch.float32: 1e-3}
+TRIAL_SHAPE = (20, 24, 37)
 
 
 def speed_up(
@@ -18,8 +25,10 @@ def speed_up(
 
     Unless it `trains`, its weights are read now and changes to them have no effect.
     """
-    if not isinstance(network, MSDNet) or device.type != "cpu":
+    if not isinstance(network, MSDNet):
         return "plain"
+    if device.type != "cpu":
+        return use_triton(network, device, dtype, trains=trains)
     # Loaded where it is needed: numba takes a second.
     from tomoline.kernels.cpu_loops import MOST_CLASSES, has_pairs  # noqa: PLC0415
     from tomoline.kernels.cpu_msdnet import CpuMSDNet, cpu_msdnet  # noqa: PLC0415
@@ -41,3 +50,60 @@ def speed_up(
 
     network.kernel = kernel
     return "cpu"
+
+
+def use_triton(
+    network: MSDNet, device: torch.device, dtype: torch.dtype, *, trains: bool = False
+) -> str:
+    """Use the Triton kernels if they give here, on a small trial, what the plain layers give.
+
+    GPUs, drivers and compilers differ more than processors do. Where the kernels cannot be had,
+    or err, the reason is logged and the plain layers do the work.
+    """
+    kernel: Kernel
+    try:
+        from tomoline.kernels.triton_msdnet import TritonMSDNet, triton_msdnet  # noqa: PLC0415
+
+        if trains:
+
+            def kernel(network: MSDNet, x: Tensor) -> Tensor:
+                return triton_msdnet(network, x.to(dtype))
+        else:
+            model = TritonMSDNet(network, dtype=dtype, device=device)
+
+            def kernel(network: MSDNet, x: Tensor) -> Tensor:
+                return model.logits(x)
+
+        off = _difference(network, kernel, device, trains=trains)
+    except Exception as error:  # whatever a compiler or a driver may say
+        log.warning("the Triton kernels are not used: %s", error)
+        return "plain"
+    if not off <= NEAR[dtype]:
+        log.warning("the Triton kernels are not used: on this GPU they are off by %.2g", off)
+        return "plain"
+    network.kernel = kernel
+    return "triton"
+
+
+def _difference(network: MSDNet, kernel: Kernel, device: torch.device, *, trains: bool) -> float:
+    """How far a kernel is from plain float32 layers: in logits, and in the gradient's direction."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(1, network.in_channels, *TRIAL_SHAPE, generator=generator).to(device)
+    found = []
+    for run in (network, lambda x: kernel(network, x)):
+        network.zero_grad()
+        with torch.set_grad_enabled(trains):
+            logits = run(x).float()
+            gradients = torch.zeros(1)
+            if trains:
+                logits.square().mean().backward()
+                rows = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
+                gradients = torch.cat(rows).float()
+        found.append((logits.detach(), gradients))
+    network.zero_grad()
+    (plain, one), (fast, other) = found
+    off = float((plain - fast).abs().max() / plain.abs().max())
+    if trains:
+        # Leaky ReLUs turn rounding into larger differences of single weights: the angle decides.
+        off = max(off, 1.0 - float(nn.functional.cosine_similarity(one, other, dim=0)))
+    return off

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tomoline.kernels import triton_msdnet
+from tomoline.kernels import cpu_loops, cpu_msdnet, triton_msdnet
 from tomoline.kernels.choose import speed_up, use_triton
 from tomoline.kernels.cpu_loops import has_pairs
 from tomoline.kernels.dilated import cpu_convolve
@@ -22,8 +22,8 @@ def test_networks_are_run_by_the_kernel(shape):
         plain = made(x)
         assert speed_up(made, CPU, torch.float32) == "cpu"
         torch.testing.assert_close(made(x), plain)
-        for weight in made.weights:
-            weight.zero_()
+        for parameter in made.parameters():
+            parameter.zero_()
         torch.testing.assert_close(made(x), plain)  # read once
 
 
@@ -94,3 +94,29 @@ def test_gradients_that_err_are_noticed(monkeypatch, caplog):
     monkeypatch.setattr(triton_msdnet, "triton_msdnet", turned)
     assert use_triton(made, CPU, torch.float32, trains=True) == "plain"
     assert "off by" in caplog.text
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_processor_on_which_the_kernel_errs_has_onednn(monkeypatch, caplog, trains):
+    right = cpu_msdnet.run_passes
+
+    def wrong(pairs, adds, table, biases, *rest):
+        right(pairs, adds, table, biases + 0.5, *rest)
+
+    monkeypatch.setattr(cpu_msdnet, "run_passes", wrong)
+    made = MSDNet(**NARROW)
+    assert speed_up(made, CPU, torch.float32, trains=trains) == "cpu-onednn"
+    assert (made.kernel, made.convolve) == (None, cpu_convolve)
+    assert "off by" in caplog.text
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(cpu_msdnet, "run_passes", full)
+    assert speed_up(made, CPU, torch.float32, trains=trains) == "cpu-onednn"
+    assert "No space left" in caplog.text
+
+
+def test_processors_without_vectors_have_onednn(monkeypatch):
+    monkeypatch.setattr(cpu_loops, "has_vectors", lambda: False)
+    assert speed_up(MSDNet(**NARROW), CPU, torch.float32) == "cpu-onednn"

@@ -202,3 +202,57 @@ def test_nowhere_to_keep_compiled_code_is_no_fault(tmp_path):
         env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "file")},
     )  # fmt: skip
     assert done.stdout.strip() == "True", done.stderr
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize("shape", [SHORT, ODD, {"depth": 3, "width": 1, "max_dilation": 2}])
+def test_a_window_of_nans_does_not_spoil_the_next(shape, dtype):
+    model, x = CpuMSDNet(network(shape), dtype=dtype), volumes(shape, 9, 8, 18)
+    reference = model.logits(x)
+    assert model.logits(torch.full_like(x, float("nan"))).isnan().any()
+    assert torch.equal(model.logits(x), reference)
+
+
+def test_too_little_memory_is_said_as_such():
+    with pytest.raises(MemoryError, match="can't allocate"):
+        CpuMSDNet(network(SHORT)).buffer((200_000,) * 3)
+
+
+def test_a_forked_process_has_maps_of_its_own():
+    code = (
+        "import os, torch; from tomoline.kernels.cpu_msdnet import CpuMSDNet\n"
+        "from tomoline.networks.msdnet import MSDNet\n"
+        "torch.set_num_threads(1); torch.manual_seed(0); model = CpuMSDNet(MSDNet(depth=9))\n"
+        "x = torch.randn(2, 1, 20, 20, 20); right = [model.logits(x[k : k + 1]) for k in (0, 1)]\n"
+        "child = os.fork()\n"
+        "k = int(child == 0)\n"
+        "same = all(torch.equal(model.logits(x[k : k + 1]), right[k]) for _ in range(30))\n"
+        "if child == 0: os._exit(int(not same))\n"
+        "print(same, os.waitpid(child, 0)[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True", "0"], done.stderr
+
+
+def test_wrong_channels_are_refused():
+    made = network(ODD)
+    for channels in (1, 3):
+        x = torch.zeros(1, channels, 4, 4, 4)
+        with pytest.raises(ValueError, match=r"expected \(B, 2"):
+            CpuMSDNet(made).logits(x)
+        with pytest.raises(ValueError, match=r"expected \(B, 2"):
+            cpu_msdnet(made, x)
+
+
+def test_gradients_of_changed_weights_and_second_ones_are_refused():
+    made, x = network(SHORT), volumes(SHORT, 6, 6, 6)
+    logits = cpu_msdnet(made, x)
+    with torch.no_grad():
+        made.last_weight.mul_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        logits.sum().backward()
+    logits = cpu_msdnet(made, x)
+    logits.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="only once"):
+        logits.sum().backward()

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tomoline.stages import memory
 from tomoline.stages.memory import SHARE_VARIABLE, available_bytes
 
 
@@ -40,3 +41,28 @@ def test_the_allocation_bounds_the_host(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert available_bytes(environment={}) <= psutil.virtual_memory().total
     given = {"SLURM_MEM_PER_NODE": "1000", SHARE_VARIABLE: "4"}
     assert available_bytes(environment=given) == 250e6
+
+
+def test_memory_asked_for_by_the_processor_counts():
+    given = {"SLURM_MEM_PER_CPU": "100", "SLURM_CPUS_ON_NODE": "3"}
+    assert available_bytes(device="cpu", environment=given) == 300e6
+
+
+@pytest.mark.parametrize(
+    ("line", "top"),
+    [
+        ("0::/slurm/job_7/step_batch", "memory.max"),
+        ("9:memory:/slurm/job_7", "memory.limit_in_bytes"),
+    ],
+)
+def test_the_limit_of_a_group_above_counts(tmp_path, monkeypatch, line, top):
+    """As in a SLURM job, whose control group lies below those that all processes see."""
+    (tmp_path / "slurm" / "job_7" / "step_batch").mkdir(parents=True)
+    (tmp_path / "slurm" / "job_7" / top).write_text("250000000\n")
+    (tmp_path / "slurm" / top).write_text("max\n")
+    (tmp_path / "own").write_text(f"4:cpu:/elsewhere\n{line}\n")
+    monkeypatch.setattr(memory, "_OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(
+        memory, "_CGROUPS", (tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes")
+    )
+    assert available_bytes(device="cpu", environment={}) == 250e6

@@ -304,6 +304,13 @@ def has_pairs() -> bool:
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
 
 
+def has_vectors() -> bool:
+    """Whether this processor multiplies and adds in one step; without, these loops are slow."""
+    features = llvmlite.binding.get_host_cpu_features()
+    is_x86 = llvmlite.binding.get_process_triple().startswith(("x86", "i686", "i386"))
+    return bool(features.get("fma")) or not is_x86
+
+
 PAIRS, FLOATS = _target(pairs=True), _target(pairs=False)
 LANES, ROWS = FLOATS.lanes, FLOATS.rows
 

@@ -1,7 +1,7 @@
 """MSDNet on processors: all maps in one buffer, sixteen sums in registers, bfloat16 in pairs.
 
 A layer of two maps gives a vector unit little to do: PyTorch reaches a twentieth of what the
-processor can. Here each output channel is a pass over the earlier maps. Its loop (`vector_ir`)
+processor can. Here each output channel is a pass over the earlier maps. Its loop (`cpu_loops`)
 keeps the sums of 4 x 4 rows, which lie one dilation apart in z and y, in registers; each input
 vector it reads serves up to nine of them. Every output is summed in the same order wherever it
 lies in a window and whatever the number of threads, so that results do not depend on either.
@@ -120,8 +120,15 @@ class Buffer:
 
 
 def _zeros(words: int) -> Tensor:
-    """Zeroed 4-byte words from a cache line's start, in large pages where the system has them."""
-    raw = mmap.mmap(-1, 4 * words + 64)
+    """Zeroed 4-byte words from a cache line's start, in large pages where the system has them.
+
+    MemoryError where there are not so many.
+    """
+    try:
+        # Private: a forked process must not share them, and shared memory gets no large pages.
+        raw = mmap.mmap(-1, 4 * words + 64, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"can't allocate memory: {4 * words} bytes") from error
     if hasattr(mmap, "MADV_HUGEPAGE") and words > 1 << 20:
         with contextlib.suppress(OSError):
             raw.madvise(mmap.MADV_HUGEPAGE)
@@ -140,28 +147,30 @@ class _Layout:
         self.schedule = network.schedule
         # An odd number of input channels is filled up, so that a layer's two maps share a group.
         self.inputs = -(-network.in_channels // self.per) * self.per
-        self.groups = -(-(self.inputs + self.width * self.depth) // self.per)
+        # Likewise an odd number of maps: a layer must not read, if only times zero, what it writes.
+        self.places = -(-self.width // self.per) * self.per
+        self.groups = (self.inputs + self.places * self.depth) // self.per
         self.margin = max(max(steps) for steps in self.schedule)
 
     def groups_before(self, layer: int) -> int:
         """Groups that a layer reads."""
-        return -(-(self.inputs + layer * self.width) // self.per)
+        return (self.inputs + layer * self.places) // self.per
 
     def position(self, layer: int, j: int) -> int:
         """Place of a map among the channels."""
-        return self.inputs + layer * self.width + j
+        return self.inputs + layer * self.places + j
 
-    def aligned(self, weights: Tensor, groups: int) -> Tensor:
-        """Weights `(..., C)` with zeros where no channel is, `(..., per groups)`."""
-        known = weights.shape[-1]
-        rest = groups * self.per - self.inputs - (known - self.in_channels)
-        parts = (
-            weights[..., : self.in_channels],
-            weights.new_zeros(*weights.shape[:-1], self.inputs - self.in_channels),
-            weights[..., self.in_channels :],
-            weights.new_zeros(*weights.shape[:-1], rest),
-        )
-        return torch.cat(parts, -1)
+    def positions(self, layers: int) -> list[int]:
+        """Places of the input channels and of the maps of the first layers."""
+        maps = (self.position(i, j) for i in range(layers) for j in range(self.width))
+        return [*range(self.in_channels), *maps]
+
+    def aligned(self, weights: Tensor, layers: int) -> Tensor:
+        """Weights `(..., C)` of the input and some layers' maps, with zeros where no channel is."""
+        groups = self.groups_before(layers)
+        full = weights.new_zeros(*weights.shape[:-1], groups * self.per)
+        full[..., self.positions(layers)] = weights
+        return full
 
 
 class CpuMSDNet:
@@ -192,7 +201,7 @@ class CpuMSDNet:
             groups = layout.groups_before(i)
             # (K, C, dz, dy, dx) -> [k][dx][dz][dy][c], and then the groups first.
             w = network.weights[i].detach().cpu().float().permute(0, 4, 2, 3, 1)
-            taps = packed(layout.aligned(w, groups), pairs=pairs)
+            taps = packed(layout.aligned(w, i), pairs=pairs)
             taps = np.ascontiguousarray(
                 taps.reshape(layout.width, KERNEL**3, groups).swapaxes(1, 2)
             )
@@ -204,8 +213,8 @@ class CpuMSDNet:
         self._rows = np.array(rows, np.int64)
         self._biases = np.array(biases, np.float64)
         last = network.last_weight.detach().cpu().float()
-        self._last = packed(layout.aligned(last, layout.groups), pairs=pairs)
-        self._last_bias = network.last_bias.detach().cpu().to(dtype).float().numpy()
+        self._last = packed(layout.aligned(last, layout.depth), pairs=pairs)
+        self._last_bias = network.last_bias.detach().cpu().to(dtype).float().numpy().copy()
         self.threads = torch.get_num_threads()
         # Memory of the last shape, for the next window.
         self._shape: tuple[int, ...] = ()
@@ -233,7 +242,15 @@ class CpuMSDNet:
         """Logits `(B, classes, Z, Y, X)`, float32, of volumes `(B, in_channels, Z, Y, X)`."""
         # Threads do not share the mode, and refuse each other's tensors of inference mode.
         with torch.inference_mode(False), torch.no_grad():
-            return self._logits(x.detach())
+            return self._logits(self.checked(x.detach()))
+
+    def checked(self, x: Tensor) -> Tensor:
+        """The input, if it has the network's channels."""
+        if x.ndim != 5 or x.shape[1] != self.layout.in_channels:
+            raise ValueError(
+                f"expected (B, {self.layout.in_channels}, Z, Y, X), found {tuple(x.shape)}"
+            )
+        return x.to(torch.bfloat16 if self.layout.pairs else torch.float32)
 
     def _logits(self, x: Tensor) -> Tensor:
         out = torch.empty((len(x), self.layout.classes, *x.shape[2:]), dtype=torch.float32)
@@ -260,8 +277,10 @@ class CpuMSDNet:
         return self.logits(x).softmax(1)
 
     def _forward(self, item: Tensor, out: Tensor, buffer: Buffer, *, alone: bool = False) -> None:
-        for c, channel in enumerate(item):
-            buffer.channel(c).copy_(channel)
+        # By numpy: in a thread of ours PyTorch would start threads of its own.
+        bits = torch.int16 if self.layout.pairs else torch.int32
+        for c, channel in enumerate(item.contiguous().view(bits).numpy()):
+            np.copyto(buffer.channel(c).view(bits).numpy(), channel)
         table = np.empty((len(self._rows), COLUMNS), np.int64)
         table[:, [STEP, WEIGHTS, GROUPS, OUT, SLOT]] = self._rows
         table[:, SOURCE] = buffer.address
@@ -302,7 +321,7 @@ class CpuMSDNet:
             _in_threads(share, parts)
 
 
-_pools: dict[int, ThreadPoolExecutor] = {}
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
 def _in_threads(work: Callable[[int], None], parts: int) -> None:
@@ -312,9 +331,10 @@ def _in_threads(work: Callable[[int], None], parts: int) -> None:
         for part in range(parts):
             work(part)
         return
-    # A forked process has none of its parent's threads.
-    pool = _pools.setdefault(os.getpid(), ThreadPoolExecutor(torch.get_num_threads()))
-    for _ in pool.map(work, range(parts)):
+    key = (os.getpid(), torch.get_num_threads())  # a forked process has none of these threads
+    if key not in _pools:
+        _pools[key] = ThreadPoolExecutor(key[1])
+    for _ in _pools[key].map(work, range(parts)):
         pass
 
 
@@ -329,7 +349,7 @@ class _Gradients:
     # Layers whose weights' gradients are taken by one matrix product, and its length in voxels.
     LAYERS, CHUNK = 8, 2048
 
-    def __init__(self, network: MSDNet, model: CpuMSDNet) -> None:
+    def __init__(self, model: CpuMSDNet, last: Tensor, weights: Sequence[Tensor]) -> None:
         self.model, self.layout = model, model.layout
         layout = self.layout
         order = [
@@ -350,8 +370,8 @@ class _Gradients:
                 self.places[member] = place
                 place += 1
         self.groups = -(-place // layout.per)
-        self.weights = [w.detach().cpu().float() for w in network.weights]
-        self.last = network.last_weight.detach().cpu().float()
+        self.weights = [w.detach().cpu().float() for w in weights]
+        self.last = last.detach().cpu().float()
         self._taps = self._turned()
 
     def _turned(self) -> dict[int, NDArray[np.int32]]:
@@ -449,36 +469,38 @@ class _Gradients:
         total = total.view(count, KERNEL, KERNEL, KERNEL, channels)
         for k, i in enumerate(layers):
             own = total[k * width : (k + 1) * width].permute(0, 4, 1, 2, 3)
-            own = torch.cat([own[:, : layout.in_channels], own[:, layout.inputs :]], 1)
-            out[i] = own[:, : layout.in_channels + i * width].contiguous()
+            out[i] = own[:, layout.positions(i)].contiguous()
 
     def _of_last(self, maps: Buffer, grad: Tensor) -> Tensor:
         layout = self.layout
         flat = grad.reshape(len(grad), -1)
-        positions = [*range(layout.in_channels), *range(layout.inputs, layout.groups * layout.per)]
-        positions = positions[: layout.in_channels + layout.width * layout.depth]
+        positions = layout.positions(layout.depth)
         columns = [flat @ maps.channel(p).float().reshape(-1) for p in positions]
         return torch.stack(columns, 1)
 
 
 class _Function(torch.autograd.Function):
-    """The network as one differentiable step."""
+    """The network as one step; parameters: last weight, last bias, weights, biases."""
 
     @staticmethod
-    def forward(
-        ctx: Any, network: MSDNet, dtype: torch.dtype, x: Tensor, *weights: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, network: MSDNet, dtype: torch.dtype, x: Tensor, *p: Tensor) -> Tensor:
         model = CpuMSDNet(network, dtype=dtype)
+        moved = model.checked(x.detach())
         out = torch.empty((len(x), network.classes, *x.shape[2:]), dtype=torch.float32)
         ctx.buffers = [model.buffer(x.shape[2:]) for _ in x]
-        for item, result, buffer in zip(x.detach(), out, ctx.buffers, strict=True):
+        for item, result, buffer in zip(moved, out, ctx.buffers, strict=True):
             model._forward(item, result, buffer)
-        ctx.network, ctx.model = network, model
+        ctx.model = model
+        ctx.save_for_backward(*p)  # which notices if they are changed meanwhile
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        gradients = _Gradients(ctx.network, ctx.model)
+        last, _, *rest = ctx.saved_tensors
+        if ctx.buffers is None:
+            raise RuntimeError("the maps of this pass are gone: gradients can be taken only once")
+        depth = ctx.model.layout.depth
+        gradients = _Gradients(ctx.model, last, rest[:depth])
         wants = ctx.needs_input_grad[2]
         each = [
             gradients.run(buffer, grad.detach().float(), wants_input=wants)
@@ -491,10 +513,7 @@ class _Function(torch.autograd.Function):
 
 
 def cpu_msdnet(network: MSDNet, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Logits of a network on this processor, with gradients; maps are kept until those are taken.
-
-    Gradients of the weights are those at the time of the forward pass.
-    """
+    """Logits of a network on this processor; maps are kept until gradients are taken."""
     return _Function.apply(  # type: ignore[no-any-return,no-untyped-call]
         network, dtype, x, network.last_weight, network.last_bias, *network.weights, *network.biases
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import psutil
 
@@ -16,6 +16,7 @@ log = get_logger(__name__)
 # Set by whoever runs several jobs side by side in one allocation.
 SHARE_VARIABLE = "TOMOLINE_SHARE"
 _CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_OWN_CGROUP = Path("/proc/self/cgroup")
 _TIMEOUT_S = 20
 
 
@@ -29,14 +30,35 @@ def available_bytes(*, device: str = "auto", environment: Mapping[str, str] = os
     if device != "cpu" and (gpu := _gpu_bytes(environment)) is not None:
         return gpu / share
     limits: list[float] = [psutil.virtual_memory().available / share]
-    for path in _CGROUPS:
+    for path in _cgroup_files():
         text = path.read_text().strip() if path.is_file() else ""
         if text.isdigit():
             limits.append(int(text) / share)
-    given = environment.get("SLURM_MEM_PER_NODE", "")
-    if given.isdigit() and int(given):
-        limits.append(int(given) * 1e6 / share)
+    given = _number(environment, "SLURM_MEM_PER_NODE") or (
+        _number(environment, "SLURM_MEM_PER_CPU") * _number(environment, "SLURM_CPUS_ON_NODE")
+    )
+    if given:
+        limits.append(given * 1e6 / share)
     return min(limits)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "")
+    return int(text) if text.isdigit() else 0
+
+
+def _cgroup_files() -> list[Path]:
+    """Files that hold the limits of this process's control group and of those above it."""
+    text = _OWN_CGROUP.read_text() if _OWN_CGROUP.is_file() else ""
+    files = list(_CGROUPS)
+    for line in text.splitlines():
+        _, controllers, place = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top = _CGROUPS[1] if controllers else _CGROUPS[0]
+        group = PurePosixPath(place.lstrip("/"))
+        files += [top.parent / above / top.name for above in (group, *group.parents)]
+    return list(dict.fromkeys(files))
 
 
 def has_gpu(*, device: str = "auto", environment: Mapping[str, str] = os.environ) -> bool:

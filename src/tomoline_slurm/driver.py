@@ -241,7 +241,8 @@ def recover_here() -> list[str]:
             raise InputError(
                 RECORD, expected="a run that has ended",
                 found=f"process {last.pid} on {last.host}, which is alive",
-                remedy=f"stop it with `kill -INT {last.pid}` on {last.host}, or wait for it",
+                remedy=f"stop it with `kill -INT {last.pid}` on {last.host}, or wait for it; if "
+                f"that machine is down, try again {SILENT_S / 60:.0f} minutes after it went",
             )  # fmt: skip
         jobs = recover(last, _remove_locks)
     done = [f"took over from process {last.pid} on {last.host} and removed its lock"]

@@ -181,10 +181,13 @@ def test_a_template_that_cannot_be_filled_is_refused() -> None:
 
 
 def test_what_rules_ask_for_is_read_from_them() -> None:
-    asked = asked_minutes(ROOT)
+    asked = asked_minutes(ROOT, on_gpu=False)
     assert {"prepare", "segment", "merge", "cluster", "classify", "vote", "evaluate"} <= set(asked)
     assert all(base > 0 for base, _ in asked.values())
     assert asked["segment"][1] > 0
+    faster = asked_minutes(ROOT, on_gpu=True)
+    assert faster["segment"][1] < asked["segment"][1]
+    assert faster["merge"] == asked["merge"]
 
 
 @pytest.fixture

@@ -263,8 +263,8 @@ def _check_idle(project: Path) -> None:
             project / ".snakemake" / "locks",
             expected="no run under way in this folder, since it may be writing these files",
             found="the lock of one",
-            remedy="wait until it has ended; if it was killed: snakemake --unlock; --force forgets "
-            "all the same",
+            remedy="wait until it has ended; if it was killed: `tomoline recover`, which also ends "
+            "the SLURM jobs that it left; --force forgets all the same",
         )
 
 

@@ -640,7 +640,8 @@ def _time_warnings(choice: Choice, profile: str, root: Path) -> list[str]:
     raw = yaml.safe_load(profile)
     partitions = _partitions_of(raw)
     fixed = {rule for rule, resources in raw["set-resources"].items() if "runtime" in resources}
-    asked = {rule: time for rule, time in asked_minutes(root).items() if rule not in fixed}
+    times = asked_minutes(root, on_gpu=choice.gpu is not None)
+    asked = {rule: time for rule, time in times.items() if rule not in fixed}
     warnings = []
     for part in dict.fromkeys(p for p in (choice.cpu, choice.gpu) if p is not None):
         rules = [
@@ -656,21 +657,27 @@ def _time_warnings(choice: Choice, profile: str, root: Path) -> list[str]:
             warnings.append(
                 f"{part.name} ends jobs after {_limit(part.minutes)}, and a tomogram of "
                 f"{_MILLION_VOXELS} million voxels (as prepared) asks for up to {_limit(need)} "
-                "there: SLURM would not start it. Give `runtime` (minutes) below the rules in "
-                "`set-resources`, or `tiling: {shards: 4}` in config.yaml"
+                "there. It is given no more than the partition's, and is ended if it needs more: "
+                "take a partition with a longer limit, or `tiling: {shards: 4}` in config.yaml"
             )
     return warnings
 
 
-def asked_minutes(root: Path) -> dict[str, tuple[float, float]]:
-    """What the rules ask for: minutes, and minutes a million voxels more, read from their files."""
+def asked_minutes(root: Path, *, on_gpu: bool) -> dict[str, tuple[float, float]]:
+    """What the rules ask for: minutes, and minutes a million voxels more, read from their files.
+
+    Rules that run networks ask for less where the profile gives them a GPU.
+    """
     asked = {}
     for file in sorted((root / "workflow" / "rules").glob("*.smk")):
         text = file.read_text(encoding="utf-8")
         for rule, body in re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", text, re.M | re.S):
-            time = re.search(r"runtime=minutes\(([\d.]+)(?:,\s*([\d.]+))?", body)
+            time = re.search(
+                r"runtime=minutes\(([\d.]+)(?:,\s*([\d.]+))?(?:,\s*gpu=([\d.]+))?\)", body
+            )
             if time:
-                asked[rule] = (float(time[1]), float(time[2] or 0))
+                slope = time[3] if on_gpu and time[3] else time[2]
+                asked[rule] = (float(time[1]), float(slope or 0))
     return asked
 
 

@@ -594,7 +594,7 @@ def _complaint(log: Path) -> str:
     if any("LockException" in line or "cannot be locked" in line for line in lines):
         return (
             "another run holds this folder, or one that was killed left its lock "
-            "(`snakemake --unlock`)"
+            "(`tomoline recover`)"
         )
     wrong = [n for n, line in enumerate(lines) if re.search(r"error|exception", line, re.I)]
     said = lines[wrong[0] : wrong[0] + 2] if wrong else [line for line in lines if line][-1:]

@@ -6,13 +6,13 @@ of a run of all tests where the cluster cannot be started, and fail where they w
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cluster import Cluster, ClusterError, missing
 from facility import Facility
+from needed import in_ci
 
 HERE = Path(__file__).parent
 LEFT_OUT = pytest.StashKey[str]()
@@ -22,7 +22,7 @@ def required(config: pytest.Config) -> bool:
     """Whether these tests have to run here: in CI, or where this folder was named."""
     named = (Path(config.invocation_params.dir, arg.split("::")[0]) for arg in config.args)
     asked = any(path.resolve().is_relative_to(HERE) for path in named)
-    return asked or os.environ.get("CI", "").lower() in ("true", "1")
+    return asked or in_ci()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tomoline.stages import memory
-from tomoline.stages.memory import SHARE_VARIABLE, available_bytes
+from tomoline.stages.memory import SHARE_VARIABLE, available
 
 
 @pytest.fixture
@@ -22,30 +22,32 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_the_gpu_that_the_job_sees_counts() -> None:
-    assert available_bytes(environment={}) == 1000 * 2**20
-    assert available_bytes(environment={"CUDA_VISIBLE_DEVICES": "1,0"}) == 500 * 2**20
+    assert available(environment={}).bytes == 1000 * 2**20
+    assert available(environment={}).on_gpu
+    assert not available(environment={}, device="cpu").on_gpu
+    assert available(environment={"CUDA_VISIBLE_DEVICES": "1,0"}).bytes == 500 * 2**20
     shared = {"CUDA_VISIBLE_DEVICES": "0", SHARE_VARIABLE: "4"}
-    assert available_bytes(environment=shared) == 250 * 2**20
+    assert available(environment=shared).bytes == 250 * 2**20
 
 
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("hidden", [{"CUDA_VISIBLE_DEVICES": ""}, {"CUDA_VISIBLE_DEVICES": "-1"}])
 def test_a_hidden_gpu_does_not(hidden: dict[str, str]) -> None:
     host = {**hidden, "SLURM_MEM_PER_NODE": "300"}
-    assert available_bytes(environment=host) == 300e6
-    assert available_bytes(device="cpu", environment={"SLURM_MEM_PER_NODE": "300"}) == 300e6
+    assert available(environment=host).bytes == 300e6
+    assert available(device="cpu", environment={"SLURM_MEM_PER_NODE": "300"}).bytes == 300e6
 
 
 def test_the_allocation_bounds_the_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert available_bytes(environment={}) <= psutil.virtual_memory().total
+    assert available(environment={}).bytes <= psutil.virtual_memory().total
     given = {"SLURM_MEM_PER_NODE": "1000", SHARE_VARIABLE: "4"}
-    assert available_bytes(environment=given) == 250e6
+    assert available(environment=given).bytes == 250e6
 
 
 def test_memory_asked_for_by_the_processor_counts():
     given = {"SLURM_MEM_PER_CPU": "100", "SLURM_CPUS_ON_NODE": "3"}
-    assert available_bytes(device="cpu", environment=given) == 300e6
+    assert available(device="cpu", environment=given).bytes == 300e6
 
 
 @pytest.mark.parametrize(
@@ -65,4 +67,4 @@ def test_the_limit_of_a_group_above_counts(tmp_path, monkeypatch, line, top):
     monkeypatch.setattr(
         memory, "_CGROUPS", (tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes")
     )
-    assert available_bytes(device="cpu", environment={}) == 250e6
+    assert available(device="cpu", environment={}).bytes == 250e6

@@ -79,6 +79,6 @@ rule vote:
     params:
         settings=settings_of("vote"),
         tomogram="{tomogram}",
-        dataset=of_dataset(lambda name: run().dataset_geometry(name)),
+        dataset=known(lambda wildcards: run().dataset_geometry(wildcards.dataset)),
     script:
         "../scripts/vote.py"

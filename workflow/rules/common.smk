@@ -228,16 +228,6 @@ def bundle_of_shards():
     return {"bundle": bundle} if SHARDED else {}
 
 
-def of_row(value):
-    """Parameter function: a value of the tomogram's row."""
-    return known(lambda wildcards: value(row_of(wildcards)))
-
-
-def of_dataset(value):
-    """Parameter function: a value of the dataset's name."""
-    return known(lambda wildcards: value(wildcards.dataset))
-
-
 def gpu_of(section):
     """One GPU where the setting asks for one; with `auto` the profile decides."""
     return {"gpu": 1} if section.device == "cuda" else {}

@@ -27,7 +27,7 @@ rule evaluate:
         runtime=minutes(5, 0.3),
     params:
         settings=settings_of("evaluate"),
-        dataset=of_dataset(lambda name: run().dataset_geometry(name)),
-        tilt_series=of_row(lambda row: row.tilt_series),
+        dataset=known(lambda wildcards: run().dataset_geometry(wildcards.dataset)),
+        tilt_series=known(lambda wildcards: row_of(wildcards).tilt_series),
     script:
         "../scripts/evaluate.py"

@@ -23,8 +23,8 @@ rule export:
         runtime=minutes(2),
     params:
         settings=settings_of("export"),
-        dataset=of_dataset(lambda name: run().dataset(name)),
-        tilt_series=of_row(lambda row: row.tilt_series),
+        dataset=known(lambda wildcards: run().dataset(wildcards.dataset)),
+        tilt_series=known(lambda wildcards: row_of(wildcards).tilt_series),
     script:
         "../scripts/export.py"
 
@@ -54,7 +54,7 @@ rule combine:
             **{name: exported(name) for name in CONFIG.export.dialects},
         ),
         settings=settings_of("export"),
-        dataset=of_dataset(lambda name: run().dataset(name)),
+        dataset=known(lambda wildcards: run().dataset(wildcards.dataset)),
         tilt_series=lambda wildcards: [
             row.tilt_series for row in run().rows[wildcards.dataset]
         ],

@@ -26,9 +26,9 @@ rule prepare:
         bundle=bundle,
     params:
         settings=settings_of("prepare"),
-        tomogram=of_row(lambda row: row.path),
-        dataset=of_dataset(lambda name: run().dataset_for_prepare(name)),
-        axes=of_row(lambda row: row.axes),
+        tomogram=known(lambda wildcards: row_of(wildcards).path),
+        dataset=known(lambda wildcards: run().dataset_for_prepare(wildcards.dataset)),
+        axes=known(lambda wildcards: row_of(wildcards).axes),
     script:
         "../scripts/prepare.py"
 

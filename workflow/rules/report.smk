@@ -65,7 +65,7 @@ rule report_dataset:
         files=files_of_tomograms(particles=rules.vote.output.particles),
         settings=settings_of("report"),
         dataset="{dataset}",
-        refused=of_dataset(lambda name: run().listed_only(name)),
+        refused=known(lambda wildcards: run().listed_only(wildcards.dataset)),
         config=CONFIG.model_dump(mode="json", exclude=BRANCH_SETTINGS),
     script:
         "../scripts/report_dataset.py"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tomoline.kernels.dilated import cpu_convolve
 from tomoline.log import get_logger
@@ -32,84 +34,78 @@ def speed_up(
     network.kernel, network.convolve = None, plain_convolve
     if device.type != "cpu":
         return use_triton(network, device, dtype, trains=trains)
-    if use_vectors(network, dtype, trains=trains):
+    if _suits_cpu(network, dtype, trains=trains) and _tried(
+        network, lambda: _cpu_kernel(network, dtype, trains=trains), device, dtype, SMALL_TRIAL,
+        trains=trains,
+    ):  # fmt: skip
         return "cpu"
     network.convolve = cpu_convolve
     return "cpu-onednn"
 
 
-def use_vectors(network: MSDNet, dtype: torch.dtype, *, trains: bool = False) -> bool:
-    """Use the CPU kernel where it is the fastest, and gives on a small trial what it should.
-
-    The trial is for what lies outside: a compiler, and a cache of compiled code that others share.
-    """
-    # Loaded where it is needed: numba takes a second.
-    from tomoline.kernels.cpu_loops import (  # noqa: PLC0415
-        MOST_CLASSES,
-        has_pairs,
-        has_vectors,
-    )  # fmt: skip
-    from tomoline.kernels.cpu_msdnet import CpuMSDNet, cpu_msdnet  # noqa: PLC0415
-
-    # oneDNN takes gradients of wide layers three times as fast (benchmarks/bench_msdnet.py).
-    wide = trains and network.width >= WIDE
-    low = dtype == torch.bfloat16 and not has_pairs()
-    if wide or low or network.classes > MOST_CLASSES or not has_vectors():
-        return False
-    kernel: Kernel
-    try:
-        if trains:
-
-            def kernel(network: MSDNet, x: Tensor) -> Tensor:
-                return cpu_msdnet(network, x, dtype)
-        else:
-            model = CpuMSDNet(network, dtype=dtype)
-
-            def kernel(network: MSDNet, x: Tensor) -> Tensor:
-                return model.logits(x)
-
-        off = _difference(network, kernel, torch.device("cpu"), SMALL_TRIAL, trains=trains)
-    except Exception as error:  # a full disk under the cache of compiled code, for one
-        log.warning("the CPU kernel is not used: %s", error)
-        return False
-    if not off <= NEAR[dtype]:
-        log.warning("the CPU kernel is not used: on this processor it is off by %.2g", off)
-        return False
-    network.kernel = kernel
-    return True
-
-
 def use_triton(
     network: MSDNet, device: torch.device, dtype: torch.dtype, *, trains: bool = False
 ) -> str:
-    """Use the Triton kernels if they give here, on a small trial, what the plain layers give.
+    """Use the Triton kernels, or the plain layers where those fail their trial."""
+    used = _tried(
+        network, lambda: _triton_kernel(network, device, dtype, trains=trains), device, dtype,
+        TRIAL, trains=trains,
+    )  # fmt: skip
+    return "triton" if used else "plain"
 
-    GPUs, drivers and compilers differ more than processors do. Where the kernels cannot be had,
-    or err, the reason is logged and the plain layers do the work.
+
+def _suits_cpu(network: MSDNet, dtype: torch.dtype, *, trains: bool) -> bool:
+    """Whether the CPU kernel can run a network here, and is the fastest."""
+    # Loaded where it is needed: numba takes a second.
+    from tomoline.kernels import cpu_loops  # noqa: PLC0415
+
+    # oneDNN takes gradients of wide layers three times as fast (benchmarks/bench_msdnet.py).
+    wide = trains and network.width >= WIDE
+    low = dtype == torch.bfloat16 and not cpu_loops.has_pairs()
+    many = network.classes > cpu_loops.MOST_CLASSES
+    return not (wide or low or many) and cpu_loops.has_vectors()
+
+
+def _cpu_kernel(network: MSDNet, dtype: torch.dtype, *, trains: bool) -> Kernel:
+    from tomoline.kernels.cpu_msdnet import CpuMSDNet, cpu_msdnet  # noqa: PLC0415
+
+    if trains:
+        return lambda network, x: cpu_msdnet(network, x, dtype)
+    model = CpuMSDNet(network, dtype=dtype)
+    return lambda network, x: model.logits(x)
+
+
+def _triton_kernel(
+    network: MSDNet, device: torch.device, dtype: torch.dtype, *, trains: bool
+) -> Kernel:
+    from tomoline.kernels.triton_msdnet import TritonMSDNet, triton_msdnet  # noqa: PLC0415
+
+    if trains:
+        return lambda network, x: triton_msdnet(network, x.to(dtype))
+    model = TritonMSDNet(network, dtype=dtype, device=device)
+    return lambda network, x: model.logits(x)
+
+
+def _tried(
+    network: MSDNet, make: Callable[[], Kernel], device: torch.device, dtype: torch.dtype,
+    shape: tuple[int, ...], *, trains: bool,
+) -> bool:  # fmt: skip
+    """Give a network a kernel, if on a small trial it does what the plain layers do.
+
+    GPUs, drivers, compilers and caches of compiled code that others share lie outside of what tests
+    can promise. The reason for not using a kernel is logged.
     """
-    kernel: Kernel
     try:
-        from tomoline.kernels.triton_msdnet import TritonMSDNet, triton_msdnet  # noqa: PLC0415
-
-        if trains:
-
-            def kernel(network: MSDNet, x: Tensor) -> Tensor:
-                return triton_msdnet(network, x.to(dtype))
-        else:
-            model = TritonMSDNet(network, dtype=dtype, device=device)
-
-            def kernel(network: MSDNet, x: Tensor) -> Tensor:
-                return model.logits(x)
-
-        off = _difference(network, kernel, device, TRIAL, trains=trains)
-    except Exception as error:  # whatever a compiler or a driver may say
-        log.warning("the Triton kernels are not used: %s", error)
-        return "plain"
+        kernel = make()
+        off = _difference(network, kernel, device, shape, trains=trains)
+    except Exception as error:  # whatever a compiler, a driver or a full disk may say
+        log.warning("the kernel for this %s is not used: %s", device.type, error)
+        return False
     if not off <= NEAR[dtype]:
-        log.warning("the Triton kernels are not used: on this GPU they are off by %.2g", off)
-        return "plain"
+        log.warning("the kernel for this %s is not used: it is off by %.2g", device.type, off)
+        return False
     network.kernel = kernel
-    return "triton"
+    return True
 
 
 def _difference(

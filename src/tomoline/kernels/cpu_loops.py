@@ -316,12 +316,12 @@ LANES, ROWS = FLOATS.lanes, FLOATS.rows
 
 
 def _switch(
-    builder: ir.IRBuilder, value: Any, choices: dict[int, tuple[ir.Function, list[Any]]]
+    builder: ir.IRBuilder, value: Any, functions: dict[int, ir.Function], arguments: Sequence[Any]
 ) -> None:
     """Call the function that belongs to a value."""
     end = builder.append_basic_block("end")
     switch = builder.switch(value, end)
-    for number, (function, arguments) in choices.items():
+    for number, function in functions.items():
         block = builder.append_basic_block(f"case{number}")
         switch.add_case(ir.Constant(ir.IntType(64), number), block)
         builder.position_at_end(block)
@@ -330,51 +330,44 @@ def _switch(
     builder.position_at_end(end)
 
 
-def _convolve_intrinsic(target: Target, *, adds: bool) -> Any:
-    """For numba: `convolve` of as many planes and rows as its first argument says, 8 p + r."""
+def _intrinsic(
+    target: Target, names: Sequence[str], functions: Callable[[ir.Module], dict[int, ir.Function]]
+) -> Any:
+    """For numba: call that of some functions, made when they are needed, that belongs to a number.
+
+    The call is `(number, values)`, the values those of `names`; a bias comes as a double.
+    """
 
     @intrinsic
-    def call(typingctx, shape, arguments):  # type: ignore[no-untyped-def]
+    def call(typingctx, number, arguments):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, values):  # type: ignore[no-untyped-def]
             if target.pairs and not has_pairs():
                 return context.get_dummy_value()
-            parts = [builder.extract_value(values[1], i) for i in range(len(CONVOLVE))]
-            bias = CONVOLVE.index("bias")
-            parts[bias] = builder.fptrunc(parts[bias], ir.FloatType())
-            choices = {
-                planes * 8 + rows: (
-                    convolve(builder.module, target, planes, rows, adds=adds),
-                    parts,
-                )
-                for planes in range(1, target.rows + 1)
-                for rows in range(1, target.rows + 1)
-            }
-            _switch(builder, values[0], choices)
+            parts = [builder.extract_value(values[1], i) for i in range(len(names))]
+            if "bias" in names:
+                bias = names.index("bias")
+                parts[bias] = builder.fptrunc(parts[bias], ir.FloatType())
+            _switch(builder, values[0], functions(builder.module), parts)
             return context.get_dummy_value()
 
-        return types.void(shape, arguments), codegen
+        return types.void(number, arguments), codegen
 
     return call
+
+
+def _convolve_intrinsic(target: Target, *, adds: bool) -> Any:
+    """`convolve` of p planes and r rows; their number is 8 p + r."""
+    counts = range(1, target.rows + 1)
+    return _intrinsic(target, CONVOLVE, lambda module: {
+        8 * p + r: convolve(module, target, p, r, adds=adds) for p in counts for r in counts
+    })  # fmt: skip
 
 
 def _mix_intrinsic(target: Target) -> Any:
-    """For numba: `mix` to as many classes as its first argument says."""
-
-    @intrinsic
-    def call(typingctx, classes, arguments):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, values):  # type: ignore[no-untyped-def]
-            if target.pairs and not has_pairs():
-                return context.get_dummy_value()
-            parts = [builder.extract_value(values[1], i) for i in range(len(MIX))]
-            choices = {
-                k: (mix(builder.module, target, k), parts) for k in range(1, MOST_CLASSES + 1)
-            }
-            _switch(builder, values[0], choices)
-            return context.get_dummy_value()
-
-        return types.void(classes, arguments), codegen
-
-    return call
+    """`mix` to as many classes as the number says."""
+    return _intrinsic(target, MIX, lambda module: {
+        k: mix(module, target, k) for k in range(1, MOST_CLASSES + 1)
+    })  # fmt: skip
 
 
 _MAP_FLOATS, _ADD_FLOATS, _MIX_FLOATS = (

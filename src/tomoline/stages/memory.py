@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import psutil
 
@@ -20,15 +21,22 @@ _OWN_CGROUP = Path("/proc/self/cgroup")
 _TIMEOUT_S = 20
 
 
-def available_bytes(*, device: str = "auto", environment: Mapping[str, str] = os.environ) -> float:
-    """Memory (bytes) that a network may use: the GPU's where it will run on one, else the host's.
+class Available(NamedTuple):
+    """Memory that a network may use, and whether it is a GPU's."""
+
+    bytes: float
+    on_gpu: bool
+
+
+def available(*, device: str = "auto", environment: Mapping[str, str] = os.environ) -> Available:
+    """Memory that a network may use: the GPU's where it will run on one, else the host's.
 
     The host's is the least of what is free, what a container allows and what SLURM gave the job.
     Both are divided by the number of jobs that share the allocation.
     """
     share = max(1, int(environment.get(SHARE_VARIABLE, "1")))
     if device != "cpu" and (gpu := _gpu_bytes(environment)) is not None:
-        return gpu / share
+        return Available(gpu / share, on_gpu=True)
     limits: list[float] = [psutil.virtual_memory().available / share]
     for path in _cgroup_files():
         text = path.read_text().strip() if path.is_file() else ""
@@ -39,7 +47,7 @@ def available_bytes(*, device: str = "auto", environment: Mapping[str, str] = os
     )
     if given:
         limits.append(given * 1e6 / share)
-    return min(limits)
+    return Available(min(limits), on_gpu=False)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
@@ -59,11 +67,6 @@ def _cgroup_files() -> list[Path]:
         group = PurePosixPath(place.lstrip("/"))
         files += [top.parent / above / top.name for above in (group, *group.parents)]
     return list(dict.fromkeys(files))
-
-
-def has_gpu(*, device: str = "auto", environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a network will run on a GPU here."""
-    return device != "cpu" and _gpu_bytes(environment) is not None
 
 
 def _gpu_bytes(environment: Mapping[str, str]) -> float | None:

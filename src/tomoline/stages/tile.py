@@ -11,7 +11,7 @@ from tomoline.log import get_logger
 from tomoline.networks.cards import ModelCard, load_card
 from tomoline.ops.tiles import choose_tile_size, plan_tiles
 from tomoline.settings import TilingSettings
-from tomoline.stages.memory import available_bytes, has_gpu
+from tomoline.stages.memory import available
 
 SETTINGS = TilingSettings
 log = get_logger(__name__)
@@ -36,10 +36,10 @@ def run(
     """
     shape = VolumeTransform.load(inputs["transform"]).prepared_shape_zyx
     card = load_card(inputs["card"])
-    on_cpu = not has_gpu(device=device)
+    memory = available(device=device)
     plan = make_plan(
-        shape, card, settings, memory_bytes=MEMORY_SHARE * available_bytes(device=device),
-        fast=on_cpu and kernel == "auto",
+        shape, card, settings, memory_bytes=MEMORY_SHARE * memory.bytes,
+        fast=kernel == "auto" and not memory.on_gpu,
     )  # fmt: skip
     with atomic_path(outputs["plan"]) as partial:
         plan.save(partial)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,16 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tomoline.errors import DeviceError
-from tomoline.kernels.choose import speed_up
+from tomoline.kernels.choose import Packed, speed_up
+from tomoline.kernels.streaming import Box, stream_arrays, stream_windows
 from tomoline.log import get_logger
 from tomoline.networks.weights import ModelCard, load_network
+from tomoline.processor import cpu_has_bfloat16
 from tomoline.settings import InferenceSettings
+
+if TYPE_CHECKING:
+    from tomoline.kernels.cpu_msdnet import CpuMSDNet
+    from tomoline.kernels.triton_msdnet import TritonMSDNet
 
 log = get_logger(__name__)
 
 FLIP_AXES = [axes for n in range(4) for axes in itertools.combinations((-3, -2, -1), n)]
 SMALLEST_SPLIT_VOX = 32
-CPU_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True)
@@ -42,17 +47,57 @@ class Runner:
         """Class probabilities `(B, C, Z, Y, X)` of volumes `(B, Z, Y, X)`, averaged over flips."""
         # A window of a memory-mapped file is read-only, which torch cannot wrap: copied if so.
         x = torch.from_numpy(np.require(volumes, np.float32, ["C", "W"]))[:, None]
+        return self.averaged(x.to(self.device)).cpu().numpy()
+
+    def averaged(self, x: Tensor) -> Tensor:
+        """Class probabilities `(B, C, Z, Y, X)`, float32, of `(B, 1, Z, Y, X)`, on its device."""
         with torch.inference_mode():
-            total: Tensor | None = None
-            for axes in FLIP_AXES[: self.flips]:
-                turned = x.flip(axes) if axes else x
-                turned = turned.to(self.device, self.dtype)
-                turned = turned.contiguous(memory_format=torch.channels_last_3d)
-                p = self.network(turned).float().softmax(1)
-                p = p.flip(axes) if axes else p
-                total = p if total is None else total + p
-            assert total is not None
-            return (total / self.flips).cpu().numpy()
+            return self._mean(x, self._once)
+
+    def particle_bytes(self, x: Tensor) -> Tensor:
+        """Probability of class 1 of `(B, 1, Z, Y, X)`, `(B, Z, Y, X)` uint8: 255 for 1."""
+        with torch.inference_mode():
+            if self.flips == 1 and self._packed is not None:
+                return self._packed.particle_bytes(x)
+            return as_bytes(self._mean(x, self._particle))
+
+    def _mean(self, x: Tensor, once: Callable[[Tensor], Tensor]) -> Tensor:
+        """Mean over flips of what `once` says."""
+        total: Tensor | None = None
+        for axes in FLIP_AXES[: self.flips]:
+            turned = (x.flip(axes) if axes else x).to(self.dtype)
+            p = once(turned.contiguous(memory_format=torch.channels_last_3d))
+            p = p.flip(axes) if axes else p
+            total = p if total is None else total.add_(p)
+        assert total is not None
+        return total.div_(self.flips)
+
+    def _once(self, x: Tensor) -> Tensor:
+        if self._packed is not None:
+            return self._packed.probabilities(x)
+        return self.network(x).float().softmax(1)  # type: ignore[no-any-return]
+
+    def _particle(self, x: Tensor) -> Tensor:
+        if self._packed is not None:
+            return self._packed.particle_probability(x)
+        return self._once(x)[:, 1]
+
+    @property
+    def _packed(self) -> CpuMSDNet | TritonMSDNet | None:
+        """A kernel that has the softmax in its last layer, where one runs the network."""
+        kernel = getattr(self.network, "kernel", None)
+        return kernel.model if isinstance(kernel, Packed) else None
+
+    def class_bytes(self, x: Tensor) -> Tensor:
+        """Labels and probabilities of `(B, 1, Z, Y, X)`, `(B, 1 + C, Z, Y, X)` uint8."""
+        with torch.inference_mode():
+            p = self.averaged(x)
+            return torch.cat([p.argmax(1, keepdim=True).to(torch.uint8), as_bytes(p)], 1)
+
+
+def as_bytes(p: Tensor) -> Tensor:
+    """Probabilities as 0 to 255; the given ones are used up."""
+    return p.mul_(255).round_().to(torch.uint8)
 
 
 def choose_device(requested: str) -> torch.device:
@@ -66,14 +111,6 @@ def choose_device(requested: str) -> torch.device:
             "auto"
         )
     return torch.device("cuda")
-
-
-def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this processor multiplies bfloat16 natively (elsewhere float32 is faster)."""
-    if not cpuinfo.is_file():
-        return False
-    flags = next((r for r in cpuinfo.read_text().splitlines() if r.startswith("flags")), "")
-    return any(flag in flags.split() for flag in CPU_BF16_FLAGS)
 
 
 def choose_precision(requested: str, device: torch.device) -> torch.dtype:
@@ -113,16 +150,17 @@ def _free(device: torch.device) -> None:
 
 
 def split_on_memory(
-    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    predict: Callable[[NDArray[np.float32]], NDArray[Any]],
     volume: NDArray[np.float32],
     *,
     halo: int,
     device: torch.device,
-) -> NDArray[np.float32]:
+) -> NDArray[Any]:
     """`predict` on a window `(Z, Y, X)`, in halves with a halo where memory does not suffice.
 
     The halves are those of the longest axis; each reads `halo` voxels of the other, so the result
-    is that of the whole window as long as the halo covers the receptive field.
+    is that of the whole window as long as the halo covers the receptive field. A halo that leaves
+    no room for that is shortened to a quarter of the window, with a warning.
 
     Raises
     ------
@@ -138,56 +176,98 @@ def split_on_memory(
     _free(device)
     axis = int(np.argmax(volume.shape))
     length = volume.shape[axis]
-    if length <= max(SMALLEST_SPLIT_VOX, 2 * halo // 2):
+    if length <= SMALLEST_SPLIT_VOX:
         raise DeviceError(
             f"out of memory on {device} with a window of {volume.shape} voxels: {message}. "
             "Remedy: free memory on the device, ask for a larger one, or set tiling.size_vox"
         )
     log.warning("out of memory with a window of %s voxels: halved along axis %d",
                 volume.shape, axis)  # fmt: skip
+    if 4 * halo > length:
+        log.warning(
+            "the halo of %d voxels leaves no room to halve it: %d are taken, and values near the "
+            "cut are approximate. Remedy: a device with more memory, or device: cpu", halo,
+            length // 4,
+        )  # fmt: skip
+        halo = length // 4
     middle, parts = length // 2, []
     for start, stop in ((0, middle), (middle, length)):
         low, high = max(start - halo, 0), min(stop + halo, length)
-        if high - low >= length:
-            raise DeviceError(
-                f"out of memory on {device} with a window of {volume.shape} voxels, which the "
-                f"halo of {halo} voxels leaves no room to halve: {message}. Remedy: a device with "
-                "more memory, or device: cpu"
-            )
         part = np.take(volume, range(low, high), axis)
         done = split_on_memory(predict, part, halo=halo, device=device)
         parts.append(np.take(done, range(start - low, stop - low), axis - volume.ndim))
     return np.concatenate(parts, axis - volume.ndim)
 
 
-def batched(
-    runner: Runner,
-    items: Iterator[NDArray[np.float32]],
-    *,
-    batch_size: int,
-) -> Iterator[NDArray[np.float32]]:
-    """Probabilities `(C, Z, Y, X)` of equal windows, one by one; halves the batch on no memory."""
-    size = batch_size
-    while group := list(itertools.islice(items, size)):
-        position = 0
-        while position < len(group):
-            chunk = np.stack(group[position : position + size])
-            try:
-                done = runner.probabilities(chunk)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(chunk) == 1:
-                    raise DeviceError(
-                        f"out of memory on {runner.device} with one window of {chunk.shape[1:]} "
-                        "voxels. Remedy: free memory on the device or ask for a larger one"
-                    ) from error
-                size = max(1, len(chunk) // 2)
-                _free(runner.device)
-                log.warning("out of memory: the batch is now %d", size)
-                continue
-            position += len(chunk)
-            yield from done
+def window_bytes(
+    runner: Runner, volume: NDArray[np.float32], boxes: Sequence[Box], *, halo: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Particle probability `(z, y, x)` in 1/255 of each box of a memory-mapped volume, in order.
+
+    While one window is computed the next is read and copied to the device. From the first for which
+    memory does not suffice on, windows go singly, in halves. Each result is valid until the next
+    one is asked for.
+
+    Raises
+    ------
+    DeviceError
+        When even a small window does not fit.
+    """
+    done = 0
+    streamed = stream_windows(runner.particle_bytes, volume, boxes, device=runner.device)
+    try:
+        for result in streamed:
+            yield result[0]
+            done += 1
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    streamed.close()  # and with it the memory of the windows under way
+
+    def predict(part: NDArray[np.float32]) -> NDArray[np.uint8]:
+        x = torch.from_numpy(np.require(part, np.float32, ["C", "W"]))[None, None]
+        return runner.particle_bytes(x.to(runner.device))[0].cpu().numpy()
+
+    for box in boxes[done:]:
+        _free(runner.device)
+        window = np.asarray(volume[box], np.float32)
+        yield split_on_memory(predict, window, halo=halo, device=runner.device)
+
+
+def batched(runner: Runner, boxes: NDArray[Any], *, batch_size: int) -> Iterator[NDArray[np.uint8]]:
+    """`Runner.class_bytes` `(1 + C, z, y, x)` of each of `boxes (N, z, y, x)`, in order.
+
+    Boxes may be any array that is cut by slices, such as HDF5 data. Batches are halved where memory
+    does not suffice.
+
+    Raises
+    ------
+    DeviceError
+        When even a single box does not fit.
+    """
+    size, done = batch_size, 0
+    while done < len(boxes):
+        sources = [_part(boxes, k, size) for k in range(done, len(boxes), size)]
+        try:
+            for batch in stream_arrays(runner.class_bytes, sources, device=runner.device):
+                for result in batch:
+                    yield result
+                    done += 1
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if size == 1:
+                raise DeviceError(
+                    f"out of memory on {runner.device} with one window of {boxes.shape[1:]} "
+                    "voxels. Remedy: free memory on the device or ask for a larger one"
+                ) from error
+            size = max(1, min(size, len(boxes) - done) // 2)
+            _free(runner.device)
+            log.warning("out of memory: the batch is now %d", size)
+
+
+def _part(boxes: NDArray[Any], start: int, size: int) -> Callable[[], NDArray[np.float32]]:
+    return lambda: np.asarray(boxes[start : start + size], np.float32)[:, None]
 
 
 def default_batch(device: torch.device, requested: int) -> int:

@@ -173,6 +173,20 @@ def test_chains_hold_each_row_once(length, step):
     assert all(1 <= count <= ROWS for _, count in blocks)
 
 
+@pytest.mark.parametrize("shape", [(5, 9, 33), (40, 11, 20)])
+def test_bytes_are_the_rounded_probability_of_class_1(shape):
+    x = torch.randn(2, 1, *shape)
+    for kind in (SHORT, {**SHORT, "classes": 3}):
+        for dtype in KINDS:
+            model = CpuMSDNet(network(kind), dtype=dtype)
+            p = model.probabilities(x)[:, 1]
+            assert (model.particle_probability(x) - p).abs().max() < 1e-6
+            found = model.particle_bytes(x)
+            assert found.dtype == torch.uint8
+            assert (found - 255 * p).abs().max() < 0.501
+            assert found.float().std() > 1
+
+
 def test_too_many_classes_are_refused():
     with pytest.raises(DeviceError, match="kernel: plain"):
         CpuMSDNet(network({**SHORT, "classes": 40}))

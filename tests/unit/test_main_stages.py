@@ -5,6 +5,7 @@ classes file its labels.
 """
 
 import json
+import math
 
 import h5py
 import numpy as np
@@ -100,8 +101,8 @@ def _segment(line, plan, particles, shards=2):
         with h5py.File(paths[-1], "w") as file:
             for t in plan.shard(k, shards):
                 box = tuple(slice(a, b) for a, b in zip(t.read_start, t.read_stop, strict=True))
-                file[f"tile_{t.index}"] = probability[box].astype(np.float16)
-    return paths, probability.astype(np.float16).astype(np.float32)
+                file[f"tile_{t.index}"] = np.rint(255 * probability[box]).astype(np.uint8)
+    return paths, (np.rint(255 * probability) / 255).astype(np.float32)
 
 
 def _merge(line, shards, **settings):
@@ -283,22 +284,35 @@ def test_a_halo_that_does_not_fit_is_shortened_with_a_warning_but_not_if_it_was_
         _tile(line, size_vox=12, halo_vox=6)
 
 
-def test_little_memory_gives_small_windows():
+def plan_of_card(memory, *, shape=(200, 512, 512), **fields):
+    """Windows of a localizer that takes 1,000 bytes a voxel, by its card."""
     card = ModelCard(
         name="x", network="msdnet", parameters={"depth": 8, "width": 16}, role="localizer",
         classes=["background", "particle"], voxel_size_angstrom=10.0, threshold=0.5,
-        voxel_size_range_angstrom=(9.0, 11.0), bandwidth_vox=3.0, receptive_field_vox=41,
-        n_parameters=1,
+        voxel_size_range_angstrom=(9.0, 11.0), bandwidth_vox=3.0, n_parameters=1,
+        **({"receptive_field_vox": 41} | fields),
     )  # fmt: skip
-    plan = tile.make_plan((200, 512, 512), card, TilingSettings(), memory_bytes=8 * 2**30)
+    return tile.make_plan(shape, card, TilingSettings(), memory_bytes=memory, per_voxel=1000.0)
+
+
+def test_little_memory_gives_small_windows():
+    plan = plan_of_card(8e9)
     assert plan.halo_vox == 20
-    assert plan.size_vox % 16 == 0
-    edge = plan.size_vox
-    assert edge**3 * tile.bytes_per_voxel(card) <= 8 * 2**30
-    whole = tile.make_plan((20, 60, 60), card, TilingSettings(), memory_bytes=8 * 2**30)
-    assert len(whole.tiles) == 1
-    tiny = tile.make_plan((200, 512, 512), card, TilingSettings(), memory_bytes=50 * 2**20)
+    for t in plan.tiles:
+        assert math.prod(b - a for a, b in zip(t.read_start, t.read_stop, strict=True)) <= 8e6
+    assert len(plan_of_card(8e9, shape=(20, 60, 60)).tiles) == 1
+    tiny = plan_of_card(20e6)
     assert tiny.halo_vox < 20  # shortened
+    with pytest.raises(InputError, match="memory for windows of at least"):
+        plan_of_card(1e6)
+
+
+def test_a_measured_halo_is_taken_where_the_exact_one_costs_too_much_or_does_not_fit():
+    fields = {"receptive_field_vox": 477, "halo_vox": 30}
+    assert plan_of_card(1e12, **fields).halo_vox == 238  # one window: costs nothing
+    assert plan_of_card(20e9, **fields).halo_vox == 30
+    assert plan_of_card(20e9, receptive_field_vox=477).halo_vox not in (238, 30)  # shortened
+    assert plan_of_card(20e9, receptive_field_vox=31, halo_vox=12).halo_vox == 15  # cheap
 
 
 def test_shards_that_do_not_make_up_the_plan_are_refused(line):

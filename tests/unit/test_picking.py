@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tomoline.evaluation import picking
 from tomoline.evaluation.picking import dog_picks, dog_picks_at_scales, dog_response, peaks
 
 CENTRES = np.array([(12, 12, 12), (12, 30, 14.5), (30, 12.3, 30), (28, 30, 12)], float)
@@ -54,3 +55,18 @@ def test_one_set_of_picks_a_scale(number: int) -> None:
     sets = dog_picks_at_scales(blobs(), number=number)
     assert len({picks.scale_vox for picks in sets}) == 3
     assert all(len(picks.zyx_vox) == number for picks in sets)
+
+
+def test_slabs_find_what_the_whole_volume_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(3).normal(0, 1, (130, 40, 44)).astype(np.float32)
+    volume = noise + 4 * np.pad(blobs()[:, :40], ((40, 48), (0, 0), (0, 2)))
+    whole = dog_picks_at_scales(volume, number=40)
+    monkeypatch.setattr(picking, "SLAB_VOX", 1)  # slabs of twice the margin
+    slabs = dog_picks_at_scales(volume, number=40)
+    direct = [dog_picks(volume, picks.scale_vox, number=40) for picks in whole]
+    for a, b, c in zip(whole, slabs, direct, strict=True):
+        for other in (b, c):
+            np.testing.assert_allclose(other.score, a.score, rtol=2e-3)
+            # Equal to the blurs' last digits, so the order of like scores may differ.
+            distance = np.linalg.norm(a.zyx_vox[:, None] - other.zyx_vox, axis=-1).min(1)
+            assert (distance < 0.05).mean() > 0.9

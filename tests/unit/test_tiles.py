@@ -1,5 +1,7 @@
 """Windows partition the volume, and a tiled result cannot be told from an untiled one."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from scipy import ndimage
 from tomoline.contracts import TilePlan
 from tomoline.errors import InputError
 from tomoline.ops.morphology import ball
-from tomoline.ops.tiles import box, choose_tile_size, merge_windows, plan_tiles
+from tomoline.ops.tiles import box, choose_windows, cost, merge_windows, plan_tiles
 
 SHAPES = st.tuples(*[st.integers(1, 33)] * 3)
 
@@ -68,14 +70,27 @@ def test_a_halo_that_leaves_nothing_is_refused(halo):
         plan_tiles((40, 40, 40), size_vox=16, halo_vox=halo)
 
 
-def test_tile_size_is_the_largest_that_fits():
-    # 30 voxels of depth: a window of s costs 30 s^2 bytes once s is more than 30.
-    assert choose_tile_size((30, 500, 500), bytes_per_voxel=1, memory_bytes=30 * 100**2, halo=10) \
-        == 100  # fmt: skip
-    assert choose_tile_size((30, 500, 400), bytes_per_voxel=1, memory_bytes=1e9, halo=10) == 500
-    assert choose_tile_size((500,) * 3, bytes_per_voxel=8, memory_bytes=8 * 64**3, halo=3) == 64
-    with pytest.raises(InputError, match="GiB free"):
-        choose_tile_size((500,) * 3, bytes_per_voxel=1, memory_bytes=1000, halo=10)
+@settings(max_examples=60, deadline=None)
+@given(shape=SHAPES, halo=st.integers(0, 6), share=st.floats(0.02, 1.2))
+def test_chosen_windows_fit_and_none_reads_less(shape, halo, share):
+    most = int(share * np.prod(shape))
+    sizes = choose_windows(shape, most_vox=most, halo=halo)
+    reads = []
+    for counts in itertools.product(*[range(1, n + 1) for n in shape]):
+        edges = [n if k == 1 else -(-(n + 2 * halo * (k - 1)) // k)
+                 for n, k in zip(shape, counts, strict=True)]  # fmt: skip
+        room = all(k == 1 or e > 2 * halo for k, e in zip(counts, edges, strict=True))
+        if room and np.prod(edges) <= most:
+            reads.append(np.prod([n + 2 * halo * (k - 1)
+                                  for n, k in zip(shape, counts, strict=True)]))  # fmt: skip
+    if sizes is None:
+        assert not reads
+        return
+    plan = plan_tiles(shape, size_vox=sizes, halo_vox=halo)
+    boxes = [np.subtract(t.read_stop, t.read_start).prod() for t in plan.tiles]
+    assert max(boxes) <= most
+    assert sum(boxes) == pytest.approx(cost(plan) * np.prod(shape))
+    assert sum(boxes) <= min(reads)
 
 
 def _network(volume):

@@ -55,7 +55,6 @@ rule tile:
         runtime=2,
     params:
         settings=settings_of("tiling"),
-        device=CONFIG.segment.device,
-        kernel=CONFIG.segment.kernel,
+        inference=settings_of("segment"),
     script:
         "../scripts/tile.py"

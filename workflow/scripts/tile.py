@@ -7,6 +7,6 @@ execute(
     inputs=dict(snakemake.input.items()),
     outputs=dict(snakemake.output.items()),
     settings=snakemake.params.settings,
-    params={"device": snakemake.params.device, "kernel": snakemake.params.kernel},
+    params={"inference": snakemake.params.inference},
     log=snakemake.log[0],
 )

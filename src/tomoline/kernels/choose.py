@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tomoline.kernels.dilated import cpu_convolve
 from tomoline.log import get_logger
 from tomoline.networks.blocks import Kernel, plain_convolve
 from tomoline.networks.msdnet import MSDNet
+
+if TYPE_CHECKING:
+    from tomoline.kernels.cpu_msdnet import CpuMSDNet
+    from tomoline.kernels.triton_msdnet import TritonMSDNet
 
 log = get_logger(__name__)
 
@@ -66,13 +72,23 @@ def _suits_cpu(network: MSDNet, dtype: torch.dtype, *, trains: bool) -> bool:
     return not (wide or low or many) and cpu_loops.has_vectors()
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A network whose weights were packed once, in place of its layers."""
+
+    model: CpuMSDNet | TritonMSDNet
+
+    def __call__(self, network: MSDNet, x: Tensor) -> Tensor:
+        """Logits, float32."""
+        return self.model.logits(x)
+
+
 def _cpu_kernel(network: MSDNet, dtype: torch.dtype, *, trains: bool) -> Kernel:
     from tomoline.kernels.cpu_msdnet import CpuMSDNet, cpu_msdnet  # noqa: PLC0415
 
     if trains:
         return lambda network, x: cpu_msdnet(network, x, dtype)
-    model = CpuMSDNet(network, dtype=dtype)
-    return lambda network, x: model.logits(x)
+    return Packed(CpuMSDNet(network, dtype=dtype))
 
 
 def _triton_kernel(
@@ -82,8 +98,7 @@ def _triton_kernel(
 
     if trains:
         return lambda network, x: triton_msdnet(network, x.to(dtype))
-    model = TritonMSDNet(network, dtype=dtype, device=device)
-    return lambda network, x: model.logits(x)
+    return Packed(TritonMSDNet(network, dtype=dtype, device=device))
 
 
 def _tried(

@@ -276,7 +276,66 @@ class CpuMSDNet:
         """Class probabilities, as `logits`."""
         return self.logits(x).softmax(1)
 
+    def particle_probability(self, x: Tensor) -> Tensor:
+        """Probability of class 1, `(B, Z, Y, X)` float32; no logits of all voxels are kept."""
+        return self._particles(x, torch.float32)
+
+    def particle_bytes(self, x: Tensor) -> Tensor:
+        """Probability of class 1, `(B, Z, Y, X)` uint8: 0 to 255 for 0 to 1."""
+        return self._particles(x, torch.uint8)
+
+    def _particles(self, x: Tensor, kind: torch.dtype) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            x = self.checked(x.detach())
+            out = torch.empty((len(x), *x.shape[2:]), dtype=kind)
+            if out.numel():
+                (buffer, *_) = self._kept(tuple(x.shape[2:]), 1)
+                for item, result in zip(x, out, strict=True):
+                    self._maps(item, buffer)
+                    self._last_planes(buffer, result.numpy())
+            return out
+
+    def _last_planes(self, buffer: Buffer, result: NDArray[Any]) -> None:
+        """The last layer, softmax and class 1 of it, some planes at a time."""
+        planes, classes = buffer.shape[0], self.layout.classes
+        parts = max(4 * self.threads, planes // 8)
+
+        def share(part: int) -> None:
+            some = first, last = planes * part // parts, planes * (part + 1) // parts
+            logits = np.empty((classes, last - first, *buffer.shape[1:]), np.float32)
+            self._mix(buffer, logits.ctypes.data, some, some)
+            logits -= logits.max(0)
+            np.exp(logits, out=logits)
+            p = logits[1] / logits.sum(0)
+            result[first:last] = np.rint(p * 255) if result.dtype == np.uint8 else p
+
+        _in_threads(share, parts)
+
+    def _mix(self, buffer: Buffer, out: int, held: tuple[int, int], some: tuple[int, int]) -> None:
+        """Logits of `some` planes, to an address that holds those from `held` (first, last)."""
+        first, last = held
+        sizes = buffer.sizes.copy()
+        sizes[0] = last - first
+        mix_planes(
+            self.layout.pairs or None,
+            (buffer.address + first * int(buffer.strides[1]), self._last.ctypes.data,
+             self._last_bias.ctypes.data, out),
+            (self.layout.groups, self.layout.classes, some[0] - first, some[1] - first),
+            (sizes, buffer.strides),
+        )  # fmt: skip
+
     def _forward(self, item: Tensor, out: Tensor, buffer: Buffer, *, alone: bool = False) -> None:
+        self._maps(item, buffer, alone=alone)
+        planes, parts = buffer.shape[0], 1 if alone else 4 * self.threads
+
+        def share(part: int) -> None:
+            some = (planes * part // parts, planes * (part + 1) // parts)
+            self._mix(buffer, out.data_ptr(), (0, planes), some)
+
+        _in_threads(share, parts)
+
+    def _maps(self, item: Tensor, buffer: Buffer, *, alone: bool = False) -> None:
+        """All layers but the last."""
         # By numpy: in a thread of ours PyTorch would start threads of its own.
         bits = torch.int16 if self.layout.pairs else torch.int32
         for c, channel in enumerate(item.contiguous().view(bits).numpy()):
@@ -286,18 +345,6 @@ class CpuMSDNet:
         table[:, SOURCE] = buffer.address
         table[:, OUT] = buffer.address + self._rows[:, 3] * buffer.strides[0]
         self.passes(table, self._biases, buffer, alone=alone)
-        planes, parts = buffer.shape[0], 1 if alone else 4 * self.threads
-
-        def share(part: int) -> None:
-            mix_planes(
-                self.layout.pairs or None,
-                (buffer.address, self._last.ctypes.data, self._last_bias.ctypes.data,
-                 out.data_ptr()),
-                (self.layout.groups, self.layout.classes, planes * part // parts,
-                 planes * (part + 1) // parts), (buffer.sizes, buffer.strides),
-            )  # fmt: skip
-
-        _in_threads(share, parts)
 
     def passes(
         self, table: NDArray[np.int64], biases: NDArray[np.float64], buffer: Buffer,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -80,7 +80,7 @@ def stream_arrays(
     sources: Sequence[Callable[[], NDArray[np.float32]]],
     *,
     device: torch.device,
-) -> Iterator[NDArray[Any]]:
+) -> Generator[NDArray[Any]]:
     """`compute` of each source's array, in order; see the module's text.
 
     Parameters
@@ -147,7 +147,7 @@ def stream_windows(
     boxes: Sequence[Box],
     *,
     device: torch.device,
-) -> Iterator[NDArray[Any]]:
+) -> Generator[NDArray[Any]]:
     """`compute((1, 1, z, y, x))` of each box of a (memory-mapped) volume `(Z, Y, X)`, in order.
 
     With `TritonMSDNet.particle_bytes` each result is `(1, z, y, x)` uint8, valid until the next

@@ -421,6 +421,10 @@ class TritonMSDNet:
         """Softmax of the logits, same shape, float32."""
         return self._compute(x, "probabilities")
 
+    def particle_probability(self, x: Tensor) -> Tensor:
+        """Probability of class 1, `(B, Z, Y, X)` float32."""
+        return self.probabilities(x)[:, 1]
+
     def particle_bytes(self, x: Tensor) -> Tensor:
         """Probability of class 1, `(B, Z, Y, X)` uint8: 0 to 255 for 0 to 1."""
         return self._compute(x, "bytes")

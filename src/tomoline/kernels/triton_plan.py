@@ -8,15 +8,19 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from tomoline.networks.msdnet import MSDNet
+from tomoline.networks.schedule import dilations
+
+if TYPE_CHECKING:  # windows are planned by jobs that do not load torch
+    from torch import Tensor
+
+    from tomoline.networks.msdnet import MSDNet
 
 CHUNK = 8  # channels of a group, as in triton_kernels
 WIDEST_BLOCK = 64  # rows of the inner dimension that a kernel takes at once, at most
@@ -135,6 +139,10 @@ class Plan:
     def columns(self) -> int:
         """Float32 columns a voxel that wait for their sum."""
         return max((len(layer.pushed) for layer in self.layers), default=0)
+
+    def bytes_per_voxel(self, itemsize: int) -> float:
+        """Device memory of maps and columns for each voxel, margins apart."""
+        return float(self.groups * CHUNK * itemsize + 4 * self.columns)
 
     def channels(self, i: int) -> int:
         """Channels that layer i reads (the last layer: i = depth)."""
@@ -263,3 +271,15 @@ def plan_of(network: MSDNet, itemsize: int, pull: Pull | None = None) -> Plan:
     schedule = tuple(tuple(steps) for steps in network.schedule)
     pull = pull or choose_pull(network.in_channels, network.width, schedule, itemsize)
     return _plan(network.in_channels, network.classes, network.width, schedule, pull)
+
+
+def plan_of_parameters(parameters: Mapping[str, Any], itemsize: int) -> Plan:
+    """The plan of a network that is described by its card's parameters."""
+    depth, width = int(parameters.get("depth", 49)), int(parameters.get("width", 2))
+    rows = dilations(
+        depth, width, int(parameters.get("max_dilation", 7)),
+        parameters.get("dilation", "per_channel"),
+    )  # fmt: skip
+    channels, schedule = int(parameters.get("in_channels", 1)), tuple(map(tuple, rows))
+    pull = choose_pull(channels, width, schedule, itemsize)
+    return _plan(channels, int(parameters.get("classes", 2)), width, schedule, pull)

@@ -37,6 +37,8 @@ class ModelCard(BaseModel):
     bandwidth_vox: float | None = Field(None, gt=0)
     box_vox: int | None = Field(None, ge=8)
     receptive_field_vox: int = Field(ge=1)
+    # Beyond it a change of the input was measured to change no probability by a byte's half step.
+    halo_vox: int | None = Field(None, ge=1)
     n_parameters: int = Field(ge=1)
     weights_sha256: str = ""
     training: dict[str, Any] = {}

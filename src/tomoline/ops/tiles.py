@@ -24,6 +24,8 @@ from tomoline.ops.morphology import components
 Shape = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
 Span = tuple[int, int, int, int]  # read_start, read_stop, keep_start, keep_stop
+# Windows along an axis, at most.
+MOST_CUTS = 128
 # A window's probabilities (its read box); anything that can be cut by slices, such as HDF5 data.
 Windows = Callable[[Tile], Any]
 
@@ -37,7 +39,7 @@ class MergeCounts:
     removed_components: int
 
 
-def plan_tiles(shape_zyx: Shape, *, size_vox: int, halo_vox: int) -> TilePlan:
+def plan_tiles(shape_zyx: Shape, *, size_vox: int | Shape, halo_vox: int) -> TilePlan:
     """Cut a volume into as few windows as fit, all of nearly the same size.
 
     Parameters
@@ -45,28 +47,30 @@ def plan_tiles(shape_zyx: Shape, *, size_vox: int, halo_vox: int) -> TilePlan:
     shape_zyx:
         Voxels of the volume.
     size_vox:
-        Largest edge of a read box.
+        Largest edge of a read box, of all axes or of each.
     halo_vox:
         Rim that is read beyond the keep box, clipped to the volume.
 
     Raises
     ------
     InputError
-        If `2 * halo_vox >= size_vox` although some axis has to be cut.
+        If `2 * halo_vox >= size_vox` on an axis that has to be cut.
     """
-    if min(shape_zyx) < 1 or size_vox < 1 or halo_vox < 0:
+    sizes = (size_vox,) * 3 if isinstance(size_vox, int) else size_vox
+    if min(shape_zyx) < 1 or min(sizes) < 1 or halo_vox < 0:
         raise InputError(
             "tiling", expected="a volume and a window of at least one voxel, and a halo of 0 or "
             "more", found=f"shape {shape_zyx}, size_vox {size_vox}, halo_vox {halo_vox}",
             remedy="correct tiling.size_vox or tiling.halo_vox",
         )  # fmt: skip
-    if max(shape_zyx) > size_vox and 2 * halo_vox >= size_vox:
-        raise InputError(
-            "tiling.halo_vox", expected=f"less than half of the window's edge of {size_vox} voxels",
-            found=f"{halo_vox}, so that nothing of a window would be kept",
-            remedy="choose larger windows (tiling.size_vox) or a smaller halo",
-        )  # fmt: skip
-    axes = [_spans(n, size_vox, halo_vox) for n in shape_zyx]
+    for n, size in zip(shape_zyx, sizes, strict=True):
+        if n > size and 2 * halo_vox >= size:
+            raise InputError(
+                "tiling.halo_vox", expected=f"less than half of the window's edge of {size} voxels",
+                found=f"{halo_vox}, so that nothing of a window would be kept",
+                remedy="choose larger windows (tiling.size_vox) or a smaller halo",
+            )  # fmt: skip
+    axes = [_spans(n, size, halo_vox) for n, size in zip(shape_zyx, sizes, strict=True)]
     tiles = []
     for index, (z, y, x) in enumerate(itertools.product(*axes)):
         tiles.append(
@@ -78,7 +82,13 @@ def plan_tiles(shape_zyx: Shape, *, size_vox: int, halo_vox: int) -> TilePlan:
                 keep_stop=(z[3], y[3], x[3]),
             )
         )
-    return TilePlan(shape_zyx=shape_zyx, size_vox=size_vox, halo_vox=halo_vox, tiles=tuple(tiles))
+    return TilePlan(shape_zyx=shape_zyx, size_vox=max(sizes), halo_vox=halo_vox, tiles=tuple(tiles))
+
+
+def cost(plan: TilePlan) -> float:
+    """How many voxels are computed for each one that is kept."""
+    edges = [(np.subtract(t.read_stop, t.read_start)).prod() for t in plan.tiles]
+    return float(sum(edges)) / math.prod(plan.shape_zyx)
 
 
 def _spans(n: int, size: int, halo: int) -> list[Span]:
@@ -101,47 +111,40 @@ def _spans(n: int, size: int, halo: int) -> list[Span]:
     ]
 
 
-def choose_tile_size(
-    shape: Shape, *, bytes_per_voxel: float, memory_bytes: float, halo: int
-) -> int:
-    """Return the largest window edge whose pass fits into memory.
+def choose_windows(shape: Shape, *, most_vox: int, halo: int) -> Shape | None:
+    """Edges of the windows that read the fewest voxels in all, of those that are small enough.
+
+    Each further cut of an axis of n voxels reads `2 * halo` voxels more along it, so that windows
+    are best left whole along short axes.
 
     Parameters
     ----------
     shape:
-        The volume, zyx; a window is never larger than the volume.
-    bytes_per_voxel:
-        What the network holds for each voxel of a window.
-    memory_bytes:
-        What it may take.
+        The volume, zyx.
+    most_vox:
+        Voxels of a window at most.
     halo:
         The halo the plan is going to have.
 
-    Raises
-    ------
-    InputError
-        If the smallest window with this halo does not fit.
+    Returns
+    -------
+    Edges (zyx), or None where no window with this halo is small enough.
     """
-    low, high = 1, max(shape)
-    fits = [math.prod(min(n, s) for n in shape) * bytes_per_voxel <= memory_bytes
-            for s in (low, high)]  # fmt: skip
-    if fits[1]:
-        return high
-    if fits[0]:
-        while high - low > 1:
-            middle = (low + high) // 2
-            if math.prod(min(n, middle) for n in shape) * bytes_per_voxel <= memory_bytes:
-                low = middle
-            else:
-                high = middle
-    if not fits[0] or low <= 2 * halo:
-        need = math.prod(min(n, 2 * halo + 1) for n in shape) * bytes_per_voxel
-        raise InputError(
-            "tiling.size_vox", expected=f"memory for a window larger than twice the halo of "
-            f"{halo} voxels ({need / 2**30:.2f} GiB)", found=f"{memory_bytes / 2**30:.2f} GiB free",
-            remedy="use a machine with more memory, a smaller model, or a smaller tiling.halo_vox",
-        )  # fmt: skip
-    return low
+    edges, reads = [], []
+    for n in shape:
+        counts = np.arange(1, min(n, MOST_CUTS) + 1)
+        edge = np.where(counts == 1, n, -(-(n + 2 * halo * (counts - 1)) // counts))
+        keep = (counts == 1) | (edge > 2 * halo)
+        edges.append(edge[keep])
+        reads.append((n + 2 * halo * (counts - 1))[keep])
+    window = np.multiply.outer(np.multiply.outer(edges[0], edges[1]), edges[2])
+    total = np.multiply.outer(np.multiply.outer(reads[0], reads[1]), reads[2]).astype(float)
+    total[window > most_vox] = np.inf
+    best = np.unravel_index(int(total.argmin()), total.shape)
+    if not np.isfinite(total[best]):
+        return None
+    z, y, x = (int(axis[k]) for axis, k in zip(edges, best, strict=True))
+    return z, y, x
 
 
 def box(start: Shape, stop: Shape, *, origin: Shape = (0, 0, 0)) -> Box:

@@ -35,20 +35,19 @@ def run(
         )  # fmt: skip
     with open_subtomograms(inputs["subtomograms"]) as boxes:
         size = default_batch(runner.device, settings.batch_size)
-        items = (np.asarray(boxes.boxes[k], np.float32) for k in range(len(boxes)))
         write_classes(
             outputs["classes"],
-            _bytes(batched(runner, items, batch_size=size), len(boxes)),
+            _counted(batched(runner, boxes.boxes, batch_size=size), len(boxes)),
             candidate_id=boxes.candidate_id, centre_zyx=boxes.centre_zyx, box_vox=boxes.box_vox,
             classes=runner.card.classes,
         )  # fmt: skip
 
 
-def _bytes(
-    results: Iterator[NDArray[np.float32]], count: int
+def _counted(
+    results: Iterator[NDArray[np.uint8]], count: int
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Labels and probabilities as the file holds them, with progress in the log."""
     progress = Progress(count, "subtomogram", log)
-    for p in results:
-        yield p.argmax(0).astype(np.uint8), np.rint(p * 255).astype(np.uint8)
+    for result in results:
+        yield result[0], result[1:]
         progress.step()

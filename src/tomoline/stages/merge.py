@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from tomoline.contracts import Tile, TilePlan, VolumeTransform
 from tomoline.errors import InputError
@@ -89,11 +90,25 @@ def opened_windows(
             if double:
                 raise _bad_shards(str(path), "every window once", f"{sorted(double)[0]} again")
             found |= {name: file[name] for name in file}
+            other = [name for name in file if file[name].dtype != np.uint8]
+            if other:
+                kind = f"{other[0]} of type {file[other[0]].dtype}"
+                raise _bad_shards(str(path), "windows of bytes", f"{kind}, as of an older release")
         missing = [f"tile_{t.index}" for t in plan.tiles if f"tile_{t.index}" not in found]
         if missing:
             words = f"{len(missing)} missing, such as {missing[0]}"
             raise _bad_shards(", ".join(map(str, paths)), "all windows of the plan", words)
-        yield lambda tile: found[f"tile_{tile.index}"]
+        yield lambda tile: _Window(found[f"tile_{tile.index}"])
+
+
+class _Window:
+    """A window's bytes as probabilities; only the box that is asked for is read."""
+
+    def __init__(self, data: Any) -> None:
+        self._data, self.shape = data, data.shape
+
+    def __getitem__(self, box: Any) -> NDArray[np.float32]:
+        return np.asarray(self._data[box] / np.float32(255), np.float32)
 
 
 def _bad_shards(source: str, expected: str, found: str) -> InputError:

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import h5py
-import numpy as np
-from numpy.typing import NDArray
 
-from tomoline.contracts import Tile, TilePlan
+from tomoline.contracts import TilePlan
 from tomoline.errors import InputError
-from tomoline.infer import Progress, Runner, make_runner, split_on_memory
+from tomoline.infer import Progress, make_runner, window_bytes
 from tomoline.io.atomic import atomic_stream
 from tomoline.io.mrc import open_volume
 from tomoline.log import get_logger
+from tomoline.ops.tiles import box
 from tomoline.settings import SegmentSettings
 
 SETTINGS = SegmentSettings
@@ -34,7 +33,7 @@ def run(
     settings: SegmentSettings,
     shard: str = "1-of-1",
 ) -> None:
-    """Write `tile_<index>`, float16 `(z, y, x)` of each window's read box, for one shard.
+    """Write `tile_<index>`, uint8 `(z, y, x)` in 1/255, of each window's read box, for one shard.
 
     Inputs `volume` (prepared.mrc), `plan` (plan.json) and `card` (the localizer's); output
     `probability` (HDF5).
@@ -53,23 +52,11 @@ def run(
             remedy="correct models.localizer in the configuration",
         )  # fmt: skip
     tiles = plan.shard(*parse_shard(shard))
-    halo = max(plan.halo_vox, runner.card.receptive_field_vox // 2)
+    boxes = [box(tile.read_start, tile.read_stop) for tile in tiles]
     progress = Progress(len(tiles), "window", log)
     with atomic_stream(outputs["probability"]) as stream, h5py.File(stream, "w") as file:
-        for tile in tiles:
-            p = _tile_probability(runner, volume, tile, halo)
-            file.create_dataset(f"tile_{tile.index}", data=p.astype(np.float16), track_times=False)
+        results = window_bytes(runner, volume, boxes, halo=plan.halo_vox)
+        for tile, p in zip(tiles, results, strict=True):
+            file.create_dataset(f"tile_{tile.index}", data=p, track_times=False)
             stream.check()
             progress.step()
-
-
-def _tile_probability(
-    runner: Runner, volume: NDArray[Any], tile: Tile, halo: int
-) -> NDArray[np.float32]:
-    box = tuple(slice(a, b) for a, b in zip(tile.read_start, tile.read_stop, strict=True))
-    window = np.asarray(volume[box], np.float32)
-
-    def predict(part: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(runner.probabilities(part[None])[0, 1])
-
-    return split_on_memory(predict, window, halo=halo, device=runner.device)

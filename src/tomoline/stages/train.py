@@ -180,6 +180,7 @@ def _with_threshold(
         update={
             "threshold": chosen.threshold,
             "bandwidth_vox": chosen.bandwidth_vox,
+            "halo_vox": chosen.halo_vox,
             "metrics": {**card.metrics, **chosen.figures},
         }
     )

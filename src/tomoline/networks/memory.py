@@ -1,0 +1,42 @@
+"""Memory that a pass of a network takes for each voxel. Nothing here loads torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tomoline.kernels.triton_plan import plan_of_parameters
+from tomoline.networks.cards import ModelCard
+
+Code = Literal["plain", "cpu", "triton"]
+# Of the kernel's buffer on a processor: its margins, at the edges that windows have.
+MARGINS = 1.15
+
+
+def bytes_per_voxel(
+    card: ModelCard, *, code: Code = "plain", itemsize: int = 4, flips: int = 1
+) -> float:
+    """Bytes for each voxel of a window; every layer's maps stay until the last.
+
+    Parameters
+    ----------
+    code:
+        What runs the network. `plain` layers copy all maps once to add one, and a further half is
+        for the convolution's own work space. The kernels keep them in one buffer; that of `triton`
+        has columns beside it, and its next window waits on the device already.
+    itemsize:
+        Bytes of a map's voxel: 2 in bfloat16, 4 in float32.
+    flips:
+        Passes whose mean is taken.
+    """
+    parameters = card.parameters
+    layers = int(parameters.get("depth", 49)) * int(parameters.get("width", 2))
+    maps = int(parameters.get("in_channels", 1)) + layers
+    classes = len(card.classes)
+    if code == "triton":
+        plan = plan_of_parameters(parameters, itemsize)
+        waiting, result = 4.0 * 2 * int(parameters.get("in_channels", 1)), 2.0
+        turned = 4.0 * (2 + 2 * classes) if flips > 1 else 0.0
+        return plan.bytes_per_voxel(itemsize) + waiting + result + turned
+    if code == "cpu":  # the input in both types, the result; with flips both turned, and a sum
+        return itemsize * MARGINS * maps + 7.0 + (18.0 if flips > 1 else 0.0)
+    return 4.0 * (2.5 * maps + 4 * classes)

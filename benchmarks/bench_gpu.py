@@ -326,6 +326,24 @@ def shipped(report: Report) -> None:
     report.add("plain eager bf16, scaled", seconds=each * 256**3, ratio=each * 256**3 / took)
 
 
+def line(report: Report) -> None:
+    """The whole line on 512^3 voxels, file to STAR files and page; see bench_stages."""
+    script = Path(__file__).with_name("bench_stages.py")
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "line.json"
+        done = subprocess.run(
+            [sys.executable, str(script), "--series", "line", "--output", str(output),
+             "--picture", str(Path(folder) / "line.png")],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:  # such as a machine without snakemake
+            raise RuntimeError(done.stderr[-400:])
+        rows = json.loads(output.read_text())["rows"]
+    for row in rows:
+        report.add(f"line {row['stage']}", seconds=row["seconds"], peak_mb=row["peak_mb"])
+    report.add("line, all stages one after the other", seconds=sum(r["seconds"] for r in rows))
+
+
 def main() -> int:
     """Check, then time; see the module's text."""
     plain = argparse.RawDescriptionHelpFormatter
@@ -363,6 +381,7 @@ def main() -> int:
             ("classify", lambda: classify(report, args.subvolumes)),
             ("train", lambda: train(report)),
             ("shipped", lambda: shipped(report)),
+            ("line", lambda: line(report)),
         ]
     skipped = []
     for part, work in parts:

@@ -13,6 +13,8 @@ benchmark files (a job's wall time, with the start of Python, and its resident m
   that mark them: what the stages beside the networks take on volumes for which the networks would
   take an hour here.
 - `particles`: the same in 200 x 512 x 512 voxels, with more and more balls.
+- `line` (only when asked for: half an hour without a GPU): the whole line on 512^3 voxels and
+  2,800 balls with networks of the published sizes, whose weights mark the balls.
 
 An exponent is the slope of log(figure) against log(voxels or particles), of what a stage takes
 beyond the least of its series, which is start-up: 1 is linear.
@@ -54,8 +56,13 @@ SERIES: dict[str, list[tuple[str, int]]] = {
     "demo": [("100x256x256", 0), ("160x400x400", 0), ("200x512x512", 0)],
     "voxels": [("100x256x256", 1000), ("200x512x512", 1000), ("512x1024x1024", 1000)],
     "particles": [("200x512x512", 700), ("200x512x512", 2100), ("200x512x512", 6300)],
+    "line": [("512x512x512", 2800)],
 }
-AGAINST = {"demo": "voxels", "voxels": "voxels", "particles": "particles"}
+AGAINST = {"particles": "particles"}
+PUBLISHED = {
+    "localizer": {"depth": 49, "width": 2, "max_dilation": 7},
+    "classifier": {"depth": 100, "width": 2, "max_dilation": 5},
+}
 Shape = tuple[int, int, int]
 # Of the balls; so few voxels that 6,300 of them are still six standard deviations dark.
 RADIUS = 3
@@ -144,10 +151,12 @@ class Project:
         models = ROOT / "resources" / "models"
         if series != "demo":
             models = folder / "models"
-            save_threshold_network(models / "msdnet-localizer", "localizer",
-                                   ["background", "particle"])  # fmt: skip
-            save_threshold_network(models / "msdnet-classifier", "classifier",
-                                   ["background", "ball"])  # fmt: skip
+            for role, classes in (
+                ("localizer", ["background", "particle"]),
+                ("classifier", ["background", "ball", *map(str, range(11))]),
+            ):
+                shape = PUBLISHED[role] if series == "line" else {}
+                save_threshold_network(models / f"msdnet-{role}", role, classes, **shape)
         settings = {
             "datasets": ["bench"], "models": {"folder": str(models)},
             "segment": {"test_time_flips": flips}, "classify": {"test_time_flips": flips},
@@ -224,7 +233,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(11, 4.6 * len(names)), layout="constrained")
     grid = figure.subplots(len(names), 2, squeeze=False)
     for series, pair in zip(names, grid, strict=True):
-        against = AGAINST[series]
+        against = AGAINST.get(series, "voxels")
         for key, label, at in (("seconds", "wall time, s", pair[0]),
                                ("peak_mb", "memory, MB", pair[1])):  # fmt: skip
             for k, stage in enumerate(ORDER):
@@ -246,7 +255,7 @@ def main() -> None:
     """Run, print, keep."""
     kind = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind)
-    parser.add_argument("--series", nargs="+", default=list(SERIES), choices=list(SERIES))
+    parser.add_argument("--series", nargs="+", default=list(SERIES)[:3], choices=list(SERIES))
     parser.add_argument("--flips", type=int, default=1, help="passes whose mean is taken")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/stages.json")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs/pictures/stages.png")
@@ -258,11 +267,12 @@ def main() -> None:
             project = Project(Path(place) / "project", series, options.flips)
             rows = [row for size, number in SERIES[series] for row in project.run(size, number)]
         result["rows"] += rows
-        result["exponents"][series] = powers = exponents(rows, AGAINST[series])
+        against = AGAINST.get(series, "voxels")
+        result["exponents"][series] = powers = exponents(rows, against)
         for stage, found in powers.items():
             words = ["short" if power is None else f"{power:g}" for power in found.values()]
-            print(f"{series:>10} {stage:>16}: time ~ {AGAINST[series]}^{words[0]}, "
-                  f"memory ~ {AGAINST[series]}^{words[1]}")  # fmt: skip
+            print(f"{series:>10} {stage:>16}: time ~ {against}^{words[0]}, "
+                  f"memory ~ {against}^{words[1]}")  # fmt: skip
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     draw(result, options.picture)

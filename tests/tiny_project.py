@@ -26,13 +26,15 @@ VOXEL_SIZE = 10.0
 RADIUS = 4.0
 
 
-def save_threshold_network(folder: Path, role: str, classes: Sequence[str]) -> None:
+def save_threshold_network(folder: Path, role: str, classes: Sequence[str], **shape: Any) -> None:
     """Write a network that sees single voxels: dark ones are of the first class.
 
     After the preparation particles are negative in units of standard deviations, so the logit
-    `-6 x - 36` of a class passes zero at 6 deviations below the mean.
+    `-6 x - 36` of a class passes zero at 6 deviations below the mean. Of a larger `shape`, such as
+    `depth=49`, it takes as long as any other, and all its layers give zero.
     """
-    parameters = {"depth": 1, "width": 1, "max_dilation": 1, "classes": len(classes)}
+    small = {"depth": 1, "width": 1, "max_dilation": 1}
+    parameters: dict[str, Any] = {**small, **shape, "classes": len(classes)}
     network = MSDNet(in_channels=1, **parameters)
     state = {key: torch.zeros_like(value) for key, value in network.state_dict().items()}
     state["last_weight"][1, 0] = -6.0

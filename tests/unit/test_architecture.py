@@ -19,7 +19,7 @@ LEVELS = (
     {"kernels", "infer", "export"},
     {"training", "simulation", "evaluation", "report"},
     {"stages"},
-    {"cli"},
+    {"cli", "warm"},
 )
 
 

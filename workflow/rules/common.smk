@@ -3,6 +3,7 @@
 
 import gc
 import inspect
+import re
 import sys
 from functools import cache
 from math import ceil
@@ -15,13 +16,14 @@ from snakemake.resources import Resource
 
 from tomoline.errors import TomolineError
 from tomoline.export.registry import dialect as dialect_of
+from tomoline.io.shrec import locations_of
 from tomoline.settings import Config, validated
 from tomoline.stages.checks import CONFIG_FILE, check_run, models_of
 from tomoline.stages.tile import window_bytes
 from tomoline_slurm import driver, install
 
 # Targets that need neither tomograms nor models: they make them.
-BRANCHES = {"simulate", "simulate_demo", "train"}
+BRANCHES = {"simulate", "simulate_subtomograms", "simulate_demo", "train"}
 BRANCH_SETTINGS = {"datasets", "simulate", "train", "envmodules"}
 
 
@@ -272,7 +274,7 @@ def training_folders(wildcards):
     if CONFIG.train.source == "simulator":
         return []
     folders = [*CONFIG.train.folders, *CONFIG.train.validation_folders]
-    return [f"{folder}/particle_locations.txt" for folder in folders]
+    return [locations_of(folder) for folder in folders]
 
 
 def evaluation_files(wildcards):

@@ -68,6 +68,11 @@ def crop_and_centre(
     return np.asarray(np.maximum(moved, 0), np.float32)
 
 
+def known_densities(folder: Path) -> tuple[str, ...]:
+    """Return the names of the maps in a folder, sorted."""
+    return tuple(sorted(p.name.removesuffix(".mrc.gz") for p in Path(folder).glob("*.mrc.gz")))
+
+
 @lru_cache(maxsize=64)
 def load_density(folder: Path, name: str, voxel_size_angstrom: float = MAP_ANGSTROM) -> Density:
     """Read `<folder>/<name>.mrc.gz`, resampled to the voxel size that is asked for.
@@ -81,7 +86,7 @@ def load_density(folder: Path, name: str, voxel_size_angstrom: float = MAP_ANGST
     """
     path = Path(folder) / f"{name}.mrc.gz"
     if not path.exists():
-        known = sorted(p.name.removesuffix(".mrc.gz") for p in Path(folder).glob("*.mrc.gz"))
+        known = known_densities(folder)
         raise InputError(
             path, expected=f"one of {', '.join(known) or 'no densities here'}", found=name,
             remedy="use a known structure, or add its density map (10 A a voxel) to this folder",

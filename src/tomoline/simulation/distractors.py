@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +92,7 @@ class Ice:
         """Thickness, or the volume's depth."""
         return self.thickness_vox or float(self.shape_zyx[0])
 
-    def height(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    def height(self, y: Any, x: Any) -> NDArray[np.float64]:
         """Z of the slab's middle (voxels) at columns y, x."""
         nz, ny, nx = self.shape_zyx
         tilted = self.slope_y * (y - (ny - 1) / 2) + self.slope_x * (x - (nx - 1) / 2)
@@ -150,9 +150,7 @@ def make_scenery(
     return scenery
 
 
-def solvent(
-    rms: float, ice: Ice, voxel_nm: float, rng: np.random.Generator
-) -> NDArray[np.float32]:
+def solvent(rms: float, ice: Ice, voxel_nm: float, rng: np.random.Generator) -> NDArray[np.float32]:
     """Correlated noise of the given RMS in the ice, 0 outside, `(z, y, x)`."""
     noise = rng.standard_normal(ice.shape_zyx, dtype=np.float32)
     ndimage.gaussian_filter(noise, SOLVENT_LENGTH_NM / voxel_nm, output=noise, truncate=2.5)
@@ -181,7 +179,7 @@ def _somewhere(
     """A place (z, y, x voxels): anywhere across, in the given share of the ice's thickness."""
     _, ny, nx = ice.shape_zyx
     y, x = rng.uniform(-margin, ny - 1 + margin), rng.uniform(-margin, nx - 1 + margin)
-    z = float(ice.height(np.float64(y), np.float64(x)))
+    z = float(ice.height(y, x))
     return np.array([z + rng.uniform(-0.5, 0.5) * share * ice.depth_vox, y, x])
 
 
@@ -229,7 +227,8 @@ def _sheet(
         wave = np.float32(height) * np.sin(run * np.float32(2 * np.pi / length))
         distance = n[0] * z + n[1] * y + n[2] * x - wave
         ends = np.clip((half - np.abs(run)) / voxel_nm + 0.5, 0, 1)
-        return ends * bilayer_profile(distance, thickness, settings.membrane_density, voxel_nm)
+        profile = bilayer_profile(distance, thickness, settings.membrane_density, voxel_nm)
+        return np.asarray(ends * profile, np.float32)
 
     return "sheet", _somewhere(ice, rng, 0.3), float("inf"), shape
 
@@ -288,9 +287,7 @@ def _filament(
         at = near < outer + 2 * voxel_nm  # the rest is nothing, and most of the volume
         u, v, s, near = u[at], v[at], np.broadcast_to(s, near.shape)[at], near[at]
         if tube:
-            wall = np.clip(
-                np.minimum(outer - near, near - (outer - 4.5)) / voxel_nm + 0.5, 0, 1
-            )
+            wall = np.clip(np.minimum(outer - near, near - (outer - 4.5)) / voxel_nm + 0.5, 0, 1)
             strands = np.cos(13 * np.arctan2(v, u)) * np.cos(2 * np.pi * s / 4.0)
             out[at] = wall * (0.8 + 0.2 * strands)
         else:
@@ -349,9 +346,7 @@ def _ice_of(ice: Ice, slab: tuple[slice, slice, slice]) -> NDArray[np.bool_]:
     return np.asarray(np.abs(z - ice.height(y, x)) <= ice.depth_vox / 2)
 
 
-def _slabs(
-    low: NDArray[np.int64], high: NDArray[np.int64]
-) -> Iterator[tuple[slice, slice, slice]]:
+def _slabs(low: NDArray[np.int64], high: NDArray[np.int64]) -> Iterator[tuple[slice, slice, slice]]:
     """Cut a box into slabs along z, so that a large volume needs no arrays of its own size."""
     area = int(np.prod(high[1:] - low[1:]))
     step = max(1, _CHUNK_VOXELS // area)

@@ -2,8 +2,8 @@
 
 Particles lie in a slab of ice (`PhantomSettings.ice`) with empty volume above and below, and not in
 what is there beside them (`distractors`), which they may touch. The truth - class mask, occupancy,
-table - knows particles only. The reference for signal-to-noise ratios, `Phantom.signal_sd`, is the
-standard deviation of the particles' untilted projection, whatever else is in the specimen.
+table - knows particles only. The reference for signal-to-noise ratios, `Phantom.signal`, is the
+untilted projection of the particles, whatever else is in the specimen.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PhantomSettings:
     voxel_size_angstrom: float = 10.0  # that of the densities given
     ice_thickness_nm: float = 0.0  # 0: the whole depth
     ice_tilt_deg: tuple[float, float] = (0.0, 0.0)  # rise of the ice along y and x
-    distractors: DistractorSettings = DistractorSettings()
+    distractors: DistractorSettings = field(default_factory=DistractorSettings)
 
     @property
     def ice(self) -> Ice:
@@ -61,7 +61,7 @@ class Phantom:
     """Density, class mask and instance ids `(z, y, x)`, and one row a particle.
 
     `density` holds particles and distractors, `solvent` (or None) the ice's own noise, `scenery`
-    (or None) the distractors alone. `signal_sd`: see the module's docstring.
+    (or None) the distractors alone; `signal` (x, y): see the module's docstring.
     """
 
     density: NDArray[np.float32]
@@ -72,7 +72,7 @@ class Phantom:
     rotations: list[Rotation] = field(default_factory=list)
     scenery: Scenery | None = None
     solvent: NDArray[np.float32] | None = None
-    signal_sd: float = 0.0
+    signal: NDArray[np.float32] | None = None
 
     @property
     def specimen(self) -> NDArray[np.float32]:
@@ -118,7 +118,9 @@ def make_phantom(
     thirds = np.array_split(order, 3)
     for label in np.concatenate([t[np.argsort(-sizes[t], kind="stable")] for t in thirds]):
         _place(phantom, blocked, densities, int(label), settings, rng)
-    phantom.signal_sd = _signal_sd(phantom, densities, ice)
+    phantom.signal = (
+        phantom.density.sum(0).T if phantom.classes else _usual_signal(densities, ice, beside)
+    )
     if phantom.scenery is not None:
         phantom.density += phantom.scenery.density
     if settings.distractors.solvent_rms > 0:
@@ -127,17 +129,19 @@ def make_phantom(
     return phantom
 
 
-def _signal_sd(phantom: Phantom, densities: list[Density], ice: Ice) -> float:
-    """SD of the particles' untilted projection; without any, that of usual crowding.
-
-    For particles thrown at random the variance is their number a pixel times the sum of a
-    projected particle's squares (Campbell's theorem).
-    """
-    if phantom.classes:
-        return float(phantom.density.sum(0).std())
-    a_pixel = ice.depth_vox / REFERENCE_VOXELS_PER_PARTICLE
-    squares = [float((d.values.sum(0) ** 2).sum()) for d in densities]
-    return float(np.sqrt(a_pixel * np.mean(squares)))
+def _usual_signal(
+    densities: list[Density], ice: Ice, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Projection (x, y) of a specimen of usual crowding, for one that has no particles."""
+    _, ny, nx = ice.shape_zyx
+    count = max(1, round(ice.depth_vox * ny * nx / REFERENCE_VOXELS_PER_PARTICLE))
+    image = np.zeros((nx, ny), np.float32)
+    for k in range(count):
+        projected = densities[k % len(densities)].values.sum(0)
+        half = projected.shape[0] // 2
+        at = [(rng.integers(n) + np.arange(projected.shape[0]) - half) % n for n in (nx, ny)]
+        np.add.at(image, np.ix_(*at), projected)
+    return image
 
 
 def _place(

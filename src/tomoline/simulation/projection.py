@@ -24,8 +24,10 @@ noise of variance 1, and
 - noise: `sd_t = sd_0 (1 / cos t)^dose_exponent exp(T (1 / cos t - 1) / (2 L))`: at a fixed dose a
   tilt the path through a slab of thickness T is longer and fewer electrons arrive, L the
   `mean_free_path_nm`; images are on the scale of their mean, so the signal stays and the noise
-  grows. `sd_0^2 = signal_sd^2 / snr`: the SNR is the variance of the particles' untilted
-  projection, before CTF and MTF, over that of its noise.
+  grows. `sd_0^2 = var / snr`: the SNR is the variance of the particles' untilted image as it is
+  recorded, behind CTF and MTF and undamaged, over that of its noise. Neither gold nor membranes
+  nor solvent count as signal. (Without CTF and MTF that is the projection's own variance. A
+  defocused image keeps a small part of it, and noise set by the whole would hide everything.)
 """
 
 from __future__ import annotations
@@ -167,28 +169,39 @@ def noise_growth(settings: TiltSettings, thickness_nm: float = 0.0) -> NDArray[n
     return np.asarray(growth)
 
 
+def recorded_sd(image: NDArray[np.float32], settings: TiltSettings) -> float:
+    """SD of a projection (x, y) behind the settings' CTF and MTF, without noise."""
+    if settings.defocus_um <= 0 and settings.mtf_sigma_nyquist <= 0:
+        return float(image.std())
+    spectrum = fft.rfft2(image) * detector_transfer(image.shape, settings)
+    shown = _defocused(spectrum, image.shape, settings, settings.defocus_um, 0.0)
+    return float(shown.std())
+
+
 def tilt_series(
     projections: NDArray[np.float32],
     settings: TiltSettings,
     rng: np.random.Generator,
     *,
-    signal_sd: float | None = None,
+    signal: NDArray[np.float32] | None = None,
     thickness_nm: float = 0.0,
 ) -> NDArray[np.float32]:
     """Contrast transfer, damage, alignment error, detector and noise on projections (t, x, y).
 
-    Particles come out dark (negative), or bright where `inverted`. `signal_sd` is what the SNR
-    refers to; without it, the SD of the image in the middle. `thickness_nm` is the ice's.
+    Particles come out dark (negative), or bright where `inverted`. `signal` (x, y) is the
+    projection that the SNR refers to; without it, the one in the middle. `thickness_nm` is that
+    of the ice.
     """
     n, nx, ny = projections.shape
-    frequencies = fft.fftfreq(nx)[:, None], fft.rfftfreq(ny)[None]
+    fx, fy = fft.fftfreq(nx)[:, None], fft.rfftfreq(ny)[None]
     slow = rng.spawn(1)[0]  # draws of its own: the noise stays whatever else varies
     drift = _drift(n, settings, slow)
     turns = settings.rotation_sd_deg * slow.standard_normal(n)
     defoci = settings.defocus_um + settings.defocus_sd_um * slow.standard_normal(n)
     detector = detector_transfer((nx, ny), settings)
-    reference = float(projections[n // 2].std()) if signal_sd is None else signal_sd
-    sds = reference / np.sqrt(settings.snr) * noise_growth(settings, thickness_nm)
+    reference = projections[n // 2] if signal is None else signal
+    sd = recorded_sd(reference, settings) / np.sqrt(settings.snr)
+    sds = sd * noise_growth(settings, thickness_nm)
     sign = 1 if settings.inverted else -1
     images = np.empty_like(projections)
     for k, tilt in enumerate(settings.tilts_deg):
@@ -196,7 +209,7 @@ def tilt_series(
         left = np.ones(1)
         if settings.dose_per_tilt:
             left = damage((nx, ny), settings, float(settings.dose_before[k]))
-        phase = np.exp(-2j * np.pi * (frequencies[0] * dx + frequencies[1] * dy))
+        phase = np.exp(-2j * np.pi * (fx * dx + fy * dy))
         spectrum = fft.rfft2(_turned(projections[k], turns[k])) * (detector * left * phase)
         signal = _defocused(spectrum, (nx, ny), settings, defoci[k], tilt)
         image = sign * signal + sds[k] * rng.standard_normal((nx, ny))

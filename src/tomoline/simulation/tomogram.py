@@ -74,7 +74,7 @@ def image_phantom(
     exact = matrix if true is nominal else projection_matrix(nz, nx, true)
     images = tilt_series(
         project(exact, phantom.specimen), tilt_settings, rng,
-        signal_sd=phantom.signal_sd, thickness_nm=phantom_settings.thickness_nm,
+        signal=phantom.signal, thickness_nm=phantom_settings.thickness_nm,
     )  # fmt: skip
     del exact
     volume = back_project(
@@ -139,7 +139,7 @@ def _random_specimen(
     filled = float(rng.uniform(0.6, 0.95)) if rng.random() < 0.6 else 1.0
     thickness = round(nz * filled * nm, 1) if filled < 1 else 0.0
     leaning = bool(rng.random() < 0.4) and filled < 1
-    tilt = tuple(float(a) for a in rng.uniform(-4, 4, 2)) if leaning else (0.0, 0.0)
+    rise = rng.uniform(-4, 4, 2) if leaning else np.zeros(2)
     area = max(1.0, ny * nx * nm**2 / 112**2)  # of the smallest tomograms that are trained on
     share = rng.random(5) < np.array([0.5, 0.33, 0.2, 0.2, 0.03]) * [*[distractors] * 4, 1.0]
     membranes, gold, filaments, contamination, empty = share
@@ -149,7 +149,7 @@ def _random_specimen(
         phantom,
         particles=0 if empty else int(phantom.particles * filled),
         ice_thickness_nm=thickness,
-        ice_tilt_deg=tilt,
+        ice_tilt_deg=(float(rise[0]), float(rise[1])),
         distractors=DistractorSettings(
             vesicles=vesicles if not sheets or rng.random() < 0.5 else 0,
             sheets=sheets,
@@ -167,7 +167,8 @@ def _random_specimen(
 def _random_faults(tilt: TiltSettings, rng: np.random.Generator) -> TiltSettings:
     """What goes wrong on a microscope, most of it in some tomograms only."""
     count = len(tilt.tilts_deg)
-    lost = rng.choice(count, rng.integers(1, 4), replace=False) if rng.random() < 0.25 else []
+    gaps = int(rng.integers(1, 4)) if rng.random() < 0.25 else 0
+    lost = rng.choice(count, gaps, replace=False)
     dose = rng.random() < 0.4
     return replace(
         tilt,

@@ -24,8 +24,6 @@ from tomoline.io.star import read_star
 
 TRUTH_COLUMNS = ("id", "class", "z_vox", "y_vox", "x_vox")
 RADIUS_COLUMN = "radius_vox"
-# PDB codes are written in capitals in '21 and in small letters before.
-_PDB = re.compile(r"[0-9][A-Za-z0-9]{3}")
 # SHREC'20 gives z in its 200-voxel slab of a 512-voxel volume (METHODS.md).
 SHREC20_Z_OFFSET_VOX = 156.0
 
@@ -124,8 +122,7 @@ def _read_shrec(path: Path, options: TruthOptions) -> pd.DataFrame:
                 remedy="correct the line, or set evaluate.truth_format",
             ) from None
         zyx = (first, second, third) if layout == "shrec19" else (third, second, first)
-        name = fields[0].lower() if _PDB.fullmatch(fields[0]) else fields[0]
-        rows.append((number, name, *zyx))
+        rows.append((number, fields[0], *zyx))
     return pd.DataFrame(rows, columns=list(TRUTH_COLUMNS))
 
 

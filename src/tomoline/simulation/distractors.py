@@ -243,13 +243,15 @@ def _bead(
         inside = np.clip((radius - distance) / voxel_nm + 0.5, 0, 1)
         return np.asarray(settings.gold_density * inside, np.float32)
 
-    return "fiducial", _somewhere(ice, rng), radius / voxel_nm + 1, shape
+    share = max(0.0, 1 - 2 * radius / (ice.depth_vox * voxel_nm))
+    return "fiducial", _somewhere(ice, rng, share), radius / voxel_nm + 1, shape
 
 
 def _crystal(
     settings: DistractorSettings, ice: Ice, voxel_nm: float, rng: np.random.Generator
 ) -> tuple[Kind, NDArray[np.float64], float, Shape]:
     radius = rng.uniform(*settings.contaminant_radius_nm)
+    radius = min(radius, 0.35 * ice.depth_vox * voxel_nm)  # the ice is not filled by one
     normals = rng.standard_normal((10, 3))
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     faces = radius * rng.uniform(0.6, 1.0, len(normals))

@@ -53,8 +53,10 @@ class FolderSource:
             )  # fmt: skip
         above = model.z_offset_vox() or 0
         table = read_truth(model.locations, TruthOptions(layout=model.layout, z_offset_vox=0))
-        table = table[table["class"].isin(self.classes)]
-        labels = np.array([self.classes.index(c) + 1 for c in table["class"]], np.int64)
+        # '21 writes PDB codes in capitals
+        known = {name.casefold(): k for k, name in enumerate(self.classes, 1)}
+        table = table[table["class"].str.casefold().isin(known)]
+        labels = np.array([known[c.casefold()] for c in table["class"]], np.int64)
         centres = table[["z_vox", "y_vox", "x_vox"]].to_numpy(float)
         instances = np.asarray(open_volume(model.occupancy)).astype(np.uint16)
         volume = normalise(np.asarray(open_volume(model.reconstruction), np.float32))

@@ -107,9 +107,7 @@ def test_type_shrec_takes_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="SHREC's folders"):
         onboard(Request(name="x", paths=(tmp_path / "other",), kind="shrec"), project=project)
     make(tmp_path / "other", "20", 1)
-    outcome = onboard(
-        Request(name="x", paths=(tmp_path / "other",), kind="shrec"), project=project
-    )
+    outcome = onboard(Request(name="x", paths=(tmp_path / "other",), kind="shrec"), project=project)
     assert [row.tomogram for row in outcome.rows] == ["model_1"]
 
 
@@ -174,7 +172,7 @@ def test_training_reads_the_slab(year: str, tmp_path: Path) -> None:
     folders = [make(tmp_path, year, k) for k in (1, 2)]
     source = FolderSource(folders[:1], folders[1:], ["1bxn", "4cr2"], [4.0, 4.0], seed=1)
     (volume,) = source.volumes(0, 1)
-    assert volume.volume.shape == ((SHAPE if year == "21" else (SLAB, *SHAPE[1:])))
+    assert volume.volume.shape == (SHAPE if year == "21" else (SLAB, *SHAPE[1:]))
     assert list(volume.labels) == [2, 1, 1]
     for (z, y, x), label in zip(volume.centres_zyx.astype(int), volume.labels, strict=True):
         assert volume.classes[z, y, x] == label

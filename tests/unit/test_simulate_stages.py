@@ -53,7 +53,8 @@ def test_variants_show_the_same_specimen_at_other_noise(tmp_path):
 
 def test_variants_change_single_settings_of_a_group():
     settings = SimulateSettings(
-        specimen={"vesicles": 2, "thickness_nm": 60.0}, variants={"a": {"specimen": {"vesicles": 5}}}
+        specimen={"vesicles": 2, "thickness_nm": 60.0},
+        variants={"a": {"specimen": {"vesicles": 5}}},
     )
     assert settings.variant("a").specimen.vesicles == 5
     assert settings.variant("a").specimen.thickness_nm == 60.0
@@ -92,7 +93,9 @@ def test_recipes_hold_what_their_names_promise():
     sets = SimulateSettings(**recipes["dsmnet-like"]).sets.values()
     assert {s.snr for s in sets} == {0.06, 0.01}
     assert {s.box_vox for s in sets} == {40}
-    assert len(simulate.load_classes(DENSITIES, next(iter(sets)))) == len(known_densities(DENSITIES))
+    assert len(simulate.load_classes(DENSITIES, next(iter(sets)))) == len(
+        known_densities(DENSITIES)
+    )
     stress = SimulateSettings(**recipes["stress"]).sets
     assert {s.particles for s in stress.values()} == {0, 250}
     assert {s.microscope.contrast for s in stress.values()} == {"dark", "bright"}

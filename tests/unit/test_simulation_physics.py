@@ -85,7 +85,9 @@ def test_damage_takes_fine_detail_of_late_images_first():
     k = np.array([8, 24]) / 64 / 10
     critical = 0.245 * k**-1.665 + 2.81
     for number, dose in enumerate((20.0, 60.0)):
-        np.testing.assert_allclose(left[number, 0, [8, 24]], np.exp(-dose / 2 / critical), rtol=0.01)
+        np.testing.assert_allclose(
+            left[number, 0, [8, 24]], np.exp(-dose / 2 / critical), rtol=0.01
+        )
 
 
 def test_noise_grows_with_the_path_through_the_ice():

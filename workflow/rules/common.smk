@@ -269,6 +269,29 @@ PAGES_IN_REPORT = 60
 PAGE_CAPTION = workflow.current_basedir.join("../report/tomogram.rst")
 
 
+# Simulated data sets, by folder: their settings.
+SETS = {f"results/simulated/{name}": s for name, s in CONFIG.simulate.sets.items()}
+
+
+def numbers_of(folder):
+    """Numbers of the tomograms of a simulated data set."""
+    settings = SETS[folder]
+    return range(settings.first, settings.first + settings.tomograms)
+
+
+def simulation_settings(wildcards):
+    """Settings of a simulated data set that its tomograms depend on."""
+    return SETS[wildcards.simulated].model_dump(
+        mode="json", exclude_defaults=True, exclude={"tomograms", "variants"}
+    )
+
+
+def simulation_memory(wildcards, attempt):
+    """Memory by the volume's size."""
+    nz, ny, nx = SETS[wildcards.simulated].shape_zyx
+    return int((JOB_MB + 1000 + 60e-6 * nz * ny * nx) * attempt)
+
+
 def training_folders(wildcards):
     """The tomograms named to train on and to hold out; those of `simulate` are made first."""
     if CONFIG.train.source == "simulator":

@@ -4,32 +4,11 @@
 # simulate_demo`). Sets of settings lie in config/simulate.
 
 DENSITIES = "resources/densities"
-SETS = {f"results/simulated/{name}": s for name, s in CONFIG.simulate.sets.items()}
 SIMULATED = "{simulated}"
 
 
 wildcard_constraints:
     simulated="|".join(re.escape(folder) for folder in SETS),
-
-
-def numbers_of(folder):
-    """Numbers of the tomograms of a simulated data set."""
-    settings = SETS[folder]
-    return range(settings.first, settings.first + settings.tomograms)
-
-
-def simulation_settings(wildcards):
-    """Settings of a simulated data set that its tomograms depend on."""
-    return SETS[wildcards.simulated].model_dump(
-        mode="json", exclude_defaults=True, exclude={"tomograms", "variants"}
-    )
-
-
-def simulation_memory(wildcards, attempt):
-    """Memory by the volume's size: measured at 27 bytes a voxel and 41 tilts."""
-    settings = SETS[wildcards.simulated]
-    nz, ny, nx = settings.shape_zyx
-    return int((1500 + 50e-6 * nz * ny * nx) * attempt)
 
 
 rule simulate:
@@ -102,7 +81,8 @@ rule simulate_boxes:
 rule simulate_join:
     input:
         parts=lambda wildcards: [
-            f"{wildcards.simulated}/parts/{k}.h5" for k in numbers_of(wildcards.simulated)
+            f"{wildcards.simulated}/parts/{k}.h5"
+            for k in numbers_of(wildcards.simulated)
         ],
     output:
         subtomograms=f"{SIMULATED}/subtomograms.h5",

@@ -196,8 +196,8 @@ def tilt_series(
     fx, fy = fft.fftfreq(nx)[:, None], fft.rfftfreq(ny)[None]
     slow = rng.spawn(1)[0]  # draws of its own: the noise stays whatever else varies
     drift = _drift(n, settings, slow)
-    turns = settings.rotation_sd_deg * slow.standard_normal(n)
-    defoci = settings.defocus_um + settings.defocus_sd_um * slow.standard_normal(n)
+    turns = np.asarray(settings.rotation_sd_deg * slow.standard_normal(n))
+    defoci = np.asarray(settings.defocus_um + settings.defocus_sd_um * slow.standard_normal(n))
     detector = detector_transfer((nx, ny), settings)
     reference = projections[n // 2] if signal is None else signal
     sd = recorded_sd(reference, settings) / np.sqrt(settings.snr)

@@ -289,7 +289,7 @@ def simulation_settings(wildcards):
 def simulation_memory(wildcards, attempt):
     """Memory by the volume's size."""
     nz, ny, nx = SETS[wildcards.simulated].shape_zyx
-    return int((JOB_MB + 1000 + 60e-6 * nz * ny * nx) * attempt)
+    return int((JOB_MB + 1000 + 35e-6 * nz * ny * nx) * attempt)
 
 
 def training_folders(wildcards):

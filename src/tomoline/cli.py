@@ -148,6 +148,11 @@ def _onboard_arguments(parser: argparse.ArgumentParser) -> None:
         "'none' ignores what lies beside the tomograms (default: found by itself)",
     )
     parser.add_argument(
+        "--type", choices=("auto", "shrec"), default="auto",
+        help="shrec: SHREC'19, '20 or '21 as downloaded, the tomograms only of its folders "
+        "(default: auto, which knows such folders too)",
+    )  # fmt: skip
+    parser.add_argument(
         "--again",
         action="store_true",
         help="look at every file of the dataset again, as after editing its settings by hand",
@@ -159,7 +164,9 @@ def onboard_command(arguments: argparse.Namespace) -> int:
     """Look at tomograms and write a dataset's settings and sheet."""
     from tomoline.stages.onboard import format_outcome, onboard  # noqa: PLC0415
 
-    request = _request(arguments, truth=arguments.truth, again=arguments.again)
+    request = replace(
+        _request(arguments, truth=arguments.truth, again=arguments.again), kind=arguments.type
+    )
     outcome = onboard(request, project=arguments.project)
     run = _next_command(arguments.project, arguments.name)
     print(format_outcome(outcome, command=run), end="")

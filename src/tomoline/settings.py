@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -223,7 +224,12 @@ class EvaluateSettings(Section):
     )
     truth_z_offset_vox: float | None = Field(
         None,
-        description="Added to the truth's z; empty: 156 for shrec20 (its slab's offset), else 0.",
+        description="Added to the truth's z; empty: the dataset's, else by how much the tomogram "
+        "is deeper than its occupancy volume, else 156 for shrec20 (its slab's offset), else 0.",
+    )
+    ignored_classes: list[str] = Field(
+        ["vesicle", "fiducial"],
+        description="Classes of the truth that are no particles: a pick on one is false.",
     )
     dog_picker: bool = Field(
         True, description="Also run the difference-of-Gaussians picker for comparison."
@@ -261,19 +267,79 @@ class EnvmodulesSettings(Section):
         return self.runtime if kind == "runtime" else [*getattr(self, kind), *self.runtime]
 
 
+class SpecimenSettings(Section):
+    """fixed: what is in the specimen beside the particles, and the ice that holds it."""
+
+    thickness_nm: float = Field(
+        0.0, ge=0, description="Thickness of the ice, particles only within; 0: the whole depth."
+    )
+    ice_tilt_deg: tuple[float, float] = Field(
+        (0.0, 0.0), description="How much the ice rises along y and along x."
+    )
+    vesicles: int = Field(0, ge=0, description="Ellipsoidal shells of a lipid bilayer.")
+    membrane_sheets: int = Field(0, ge=0, description="Open sheets of a lipid bilayer.")
+    gold_beads: int = Field(0, ge=0, description="Gold beads of 5 to 10 nm.")
+    filaments: int = Field(0, ge=0, description="Filaments: tubes of 25 nm or rods of 7 nm.")
+    contaminants: int = Field(0, ge=0, description="Crystals of ice in the surfaces.")
+    solvent_rms: float = Field(
+        0.0, ge=0, le=10, description="RMS of the solvent's own noise, a protein's density being 1."
+    )
+    list_distractors: bool = Field(
+        False,
+        description="Also list vesicles and gold (`vesicle`, `fiducial`) in the truth, with labels "
+        "in the class mask behind the particles', as SHREC'21 does.",
+    )
+
+
+class MicroscopeSettings(Section):
+    """fixed: how tilts are recorded, aligned and put together; formulas in docs/simulation.md."""
+
+    phase_flipped: bool = Field(True, description="The sign of the CTF was corrected.")
+    defocus_sd_um: float = Field(0.0, ge=0, description="Variation of the defocus between tilts.")
+    defocus_ramp: bool = Field(False, description="Defocus varies across a tilted image.")
+    mtf_sigma_nyquist: float = Field(
+        0.0, ge=0, description="Detector: the signal falls as exp(-this (f / Nyquist)^2)."
+    )
+    mean_free_path_nm: float = Field(
+        0.0, ge=0, description="Noise grows with the path through the ice; 0: not by this law."
+    )
+    dose_exponent: float = Field(
+        0.5, ge=0, le=3, description="Noise grows as (1 / cos tilt) to this power."
+    )
+    dose_per_tilt: float = Field(
+        0.0, ge=0, description="Electrons a square angstrom and image, for damage; 0: no damage."
+    )
+    dose_weighted: bool = Field(False, description="Images are weighted by their damage.")
+    rotation_sd_deg: float = Field(0.0, ge=0, description="Alignment error: turn of an image (SD).")
+    tilt_error_sd_deg: float = Field(0.0, ge=0, description="Error of the tilt angles (SD).")
+    drift_vox: float = Field(0.0, ge=0, description="Amplitude of a slow drift over the series.")
+    missing_tilts: int = Field(0, ge=0, description="Images lost, at random.")
+    cutoff: float = Field(
+        0.35, gt=0, le=0.5, description="Radial filter of the back-projection, cycles a pixel."
+    )
+    falloff: float = Field(0.05, gt=0, description="Width of its falloff beyond the cutoff.")
+    contrast: Literal["dark", "bright"] = Field("dark", description="Particles' contrast.")
+
+
 class SimulateSettings(Section):
     """Simulated data sets in SHREC layout: results/simulated/<name>/model_<k>."""
 
     name: str = Field("shrec-like", pattern=SAFE_NAME, description="Name of the data set.")
     tomograms: int = Field(10, ge=1, le=10000, description="How many tomograms.")
+    first: int = Field(1, ge=0, description="Number of the first one (SHREC's is 0).")
     shape_zyx: tuple[int, int, int] = Field(
         (200, 256, 256), description="Size in voxels; with random conditions the largest depth."
     )
-    classes: list[str] = Field([], description="Structures; empty: the twelve of SHREC.")
+    voxel_size_angstrom: float = Field(
+        10.0, ge=4, le=30, description="Voxel size; the density maps have 10."
+    )
+    classes: list[str] = Field(
+        [], description="Structures; empty: the twelve of SHREC; `all`: all of resources/densities."
+    )
     conditions: Literal["random", "fixed"] = Field(
         "random",
-        description="random: SNR, tilt range, thickness, crowding, defocus, alignment "
-        "error and filter drawn for each tomogram; fixed: the values below.",
+        description="random: SNR, tilt range, ice, crowding, defocus, alignment errors, filter and "
+        "what is beside the particles drawn for each tomogram; fixed: the values below.",
     )
     particles: int = Field(600, ge=0, description="fixed: particles wanted; fewer if no room.")
     snr: float = Field(
@@ -286,7 +352,58 @@ class SimulateSettings(Section):
     tilt_step_deg: float = Field(3.0, gt=0, description="fixed: tilt step.")
     defocus_um: float = Field(0.0, ge=0, description="fixed: defocus; 0: no CTF.")
     shift_sd_vox: float = Field(0.5, ge=0, description="fixed: alignment error of an image (SD).")
+    specimen: SpecimenSettings = SpecimenSettings()
+    microscope: MicroscopeSettings = MicroscopeSettings()
+    box_vox: int = Field(
+        40, ge=8, le=128, description="Edge of a subtomogram (`snakemake simulate_subtomograms`)."
+    )
+    split: dict[Literal["train", "validation", "test"], list[int]] = Field(
+        {}, description="Numbers of the tomograms that are for training, validation and test."
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        {},
+        description="Further data sets below this one's folder, by name: what is different in "
+        "them. With the same seed they hold the same particles in the same places.",
+    )
     seed: int = Field(1, ge=0, description="The same seed gives the same tomograms.")
+
+    @model_validator(mode="after")
+    def _variants_are_settings(self) -> SimulateSettings:
+        for name in self.variants:
+            if not re.fullmatch(SAFE_NAME.removeprefix("^").removesuffix("$"), name):
+                raise PydanticCustomError("variant", "variants to have names safe for folders")
+            self.variant(name)
+        return self
+
+    def variant(self, name: str) -> SimulateSettings:
+        """Return the settings of a variant; those of the data set itself for an empty name."""
+        if not name:
+            return self
+        changes = self.variants[name]
+        fixed = sorted({"name", "variants", "first"} & changes.keys())
+        if fixed:
+            raise PydanticCustomError(
+                "variant", "variants to leave {keys} alone", {"keys": ", ".join(fixed)}
+            )
+        base = self.model_dump(exclude_defaults=True, exclude={"variants"})
+        return SimulateSettings.model_validate(_merged(base, changes))
+
+    @property
+    def sets(self) -> dict[str, SimulateSettings]:
+        """Settings of each data set by its folder below results/simulated."""
+        if not self.variants:
+            return {self.name: self}
+        return {f"{self.name}/{key}": self.variant(key) for key in self.variants}
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay nested `changes` over `base`."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 class NetworkShape(Section):
@@ -319,12 +436,19 @@ class TrainSettings(Section):
         (96, 160, 160), description="simulator: size of a tomogram."
     )
     snr_range: tuple[float, float] = Field(
-        (0.05, 3.0), description="simulator: signal-to-noise ratios, drawn evenly in the logarithm."
+        (0.03, 3.0), description="simulator: signal-to-noise ratios, drawn evenly in the logarithm."
     )
     voxels_per_particle: tuple[float, float] = Field(
         (7e3, 2.6e4),
         description="simulator: crowding, the range of a tomogram's voxels for each "
         "particle in it.",
+    )
+    distractors: float = Field(
+        1.0,
+        ge=0,
+        le=2,
+        description="simulator: how often tomograms have membranes, gold, filaments and "
+        "contamination, relative to a half, a third, a fifth and a fifth of them; 0: never.",
     )
     init_from: str = Field(
         "", description="Folder of a model to start from; layers of equal shape are taken over."
@@ -444,6 +568,12 @@ class DatasetSettings(Section):
     spherical_aberration_mm: float = Field(2.7, ge=0, description="For RELION's optics table.")
     amplitude_contrast: float = Field(0.1, ge=0, le=1, description="For RELION's optics table.")
     classes: list[str] = Field([], description="Classes expected in it; empty: the model's.")
+    truth_format: Literal["auto", "shrec19", "shrec20", "shrec21", "csv", "star"] = Field(
+        "auto", description="How its truth is written, where evaluate.truth_format is auto."
+    )
+    truth_z_offset_vox: float | None = Field(
+        None, description="Added to its truth's z, where evaluate.truth_z_offset_vox is empty."
+    )
 
 
 SectionT = TypeVar("SectionT", bound=Section)

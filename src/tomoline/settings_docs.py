@@ -172,14 +172,17 @@ def _allowed(field: FieldInfo) -> str:
 
 
 def _kind(annotation: Any) -> str:
-    names = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+    names = {
+        bool: "true or false", int: "whole number", float: "number", str: "text", Any: "anything"
+    }  # fmt: skip
     if annotation in names:
         return names[annotation]
     arguments = get_args(annotation)
     if get_origin(annotation) is Literal:
         return ", ".join(str(value) for value in arguments)
-    if get_origin(annotation) is list:
-        return f"list of {_kind(arguments[0])}"
+    if get_origin(annotation) in (list, dict):
+        inside = f"{_kind(arguments[-1])}"
+        return f"list of {inside}" if len(arguments) == 1 else f"{inside} by name"
     if get_origin(annotation) is tuple:
         return f"list of {len(arguments)}: {_kind(arguments[0])}"
     inner = [_kind(value) for value in arguments if value is not type(None)]

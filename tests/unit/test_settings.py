@@ -32,7 +32,10 @@ def keys(section: type[Section]) -> dict[str, object]:
 
 
 def named(raw: dict[str, object]) -> dict[str, object]:
-    return {key: named(value) if isinstance(value, dict) else None for key, value in raw.items()}
+    return {
+        key: named(value) if isinstance(value, dict) and value else None
+        for key, value in raw.items()
+    }
 
 
 def test_config_yaml_names_every_key_and_its_values_are_the_defaults() -> None:

@@ -149,6 +149,12 @@ def test_training_and_simulation_need_no_model_and_no_dataset(project: Project) 
     assert project.planned("train") == {"train": 1}
     assert project.planned("simulate") == {"simulate_one": 10, "simulate": 1}
     assert project.planned("simulate_demo") == {"simulate_demo": 1}
+    two = {"name": "x", "tomograms": 3, "variants": {"a": {"snr": 1.0}, "b": {"snr": 0.1}}}
+    project.configure(datasets=["none"], models={"folder": "nowhere"}, simulate=two)
+    assert project.planned("simulate") == {"simulate_one": 6, "simulate": 1}
+    assert project.planned("simulate_subtomograms") == {
+        "simulate_boxes": 6, "simulate_join": 2, "simulate_subtomograms": 1
+    }  # fmt: skip
     assert "nowhere" in refusal(project)
 
 

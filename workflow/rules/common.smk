@@ -3,6 +3,7 @@
 
 import gc
 import inspect
+import re
 import sys
 from functools import cache
 from math import ceil
@@ -15,13 +16,14 @@ from snakemake.resources import Resource
 
 from tomoline.errors import TomolineError
 from tomoline.export.registry import dialect as dialect_of
+from tomoline.io.shrec import locations_of
 from tomoline.settings import Config, validated
 from tomoline.stages.checks import CONFIG_FILE, check_run, models_of
 from tomoline.stages.tile import window_bytes
 from tomoline_slurm import driver, install
 
 # Targets that need neither tomograms nor models: they make them.
-BRANCHES = {"simulate", "simulate_demo", "train"}
+BRANCHES = {"simulate", "simulate_subtomograms", "simulate_demo", "train"}
 BRANCH_SETTINGS = {"datasets", "simulate", "train", "envmodules"}
 
 
@@ -267,12 +269,35 @@ PAGES_IN_REPORT = 60
 PAGE_CAPTION = workflow.current_basedir.join("../report/tomogram.rst")
 
 
+# Simulated data sets, by folder: their settings.
+SETS = {f"results/simulated/{name}": s for name, s in CONFIG.simulate.sets.items()}
+
+
+def numbers_of(folder):
+    """Numbers of the tomograms of a simulated data set."""
+    settings = SETS[folder]
+    return range(settings.first, settings.first + settings.tomograms)
+
+
+def simulation_settings(wildcards):
+    """Settings of a simulated data set that its tomograms depend on."""
+    return SETS[wildcards.simulated].model_dump(
+        mode="json", exclude_defaults=True, exclude={"tomograms", "variants"}
+    )
+
+
+def simulation_memory(wildcards, attempt):
+    """Memory by the volume's size."""
+    nz, ny, nx = SETS[wildcards.simulated].shape_zyx
+    return int((JOB_MB + 1000 + 35e-6 * nz * ny * nx) * attempt)
+
+
 def training_folders(wildcards):
     """The tomograms named to train on and to hold out; those of `simulate` are made first."""
     if CONFIG.train.source == "simulator":
         return []
     folders = [*CONFIG.train.folders, *CONFIG.train.validation_folders]
-    return [f"{folder}/particle_locations.txt" for folder in folders]
+    return [locations_of(folder) for folder in folders]
 
 
 def evaluation_files(wildcards):

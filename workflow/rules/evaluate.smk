@@ -27,7 +27,7 @@ rule evaluate:
         runtime=minutes(5, 0.3),
     params:
         settings=settings_of("evaluate"),
-        dataset=known(lambda wildcards: run().dataset_geometry(wildcards.dataset)),
+        dataset=known(lambda wildcards: run().dataset(wildcards.dataset)),
         tilt_series=known(lambda wildcards: row_of(wildcards).tilt_series),
     script:
         "../scripts/evaluate.py"

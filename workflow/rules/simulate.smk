@@ -1,15 +1,22 @@
-# In: density maps. Out: simulated tomograms with their truth in SHREC's layout, to train on
-# (`snakemake simulate`), and the two that the demo is made of (`snakemake simulate_demo`).
+# In: density maps. Out: simulated tomograms with their truth in SHREC's layout, to train on and to
+# compare with (`snakemake simulate`), subtomograms with theirs (`snakemake
+# simulate_subtomograms`), and the two tomograms that the demo is made of (`snakemake
+# simulate_demo`). Sets of settings lie in config/simulate.
 
 DENSITIES = "resources/densities"
-SIMULATED = f"results/simulated/{CONFIG.simulate.name}"
+SIMULATED = "{simulated}"
+
+
+wildcard_constraints:
+    simulated="|".join(re.escape(folder) for folder in SETS),
 
 
 rule simulate:
     input:
         [
-            f"{SIMULATED}/model_{k}/particle_locations.txt"
-            for k in range(1, CONFIG.simulate.tomograms + 1)
+            f"{folder}/model_{k}/particle_locations.txt"
+            for folder in SETS
+            for k in numbers_of(folder)
         ],
 
 
@@ -31,13 +38,67 @@ rule simulate_one:
         *CONFIG.envmodules.of("runtime"),
     threads: 2
     resources:
-        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        mem_mb=simulation_memory,
         runtime=60,
     params:
-        settings=settings_of("simulate", without="tomograms"),
+        settings=simulation_settings,
         number=lambda wildcards: int(wildcards.number),
     script:
         "../scripts/simulate_one.py"
+
+
+rule simulate_subtomograms:
+    input:
+        [f"{folder}/subtomograms.h5" for folder in SETS],
+
+
+rule simulate_boxes:
+    input:
+        densities=ancient(DENSITIES),
+    output:
+        subtomograms=temp(f"{SIMULATED}/parts/{{number}}.h5"),
+    log:
+        f"{SIMULATED}/logs/boxes_{{number}}.log",
+    benchmark:
+        f"{SIMULATED}/benchmarks/boxes_{{number}}.jsonl"
+    wildcard_constraints:
+        number=r"\d+",
+    conda:
+        "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("runtime"),
+    threads: 2
+    resources:
+        mem_mb=simulation_memory,
+        runtime=60,
+    params:
+        settings=simulation_settings,
+        number=lambda wildcards: int(wildcards.number),
+    script:
+        "../scripts/simulate_boxes.py"
+
+
+rule simulate_join:
+    input:
+        parts=lambda wildcards: [
+            f"{wildcards.simulated}/parts/{k}.h5"
+            for k in numbers_of(wildcards.simulated)
+        ],
+    output:
+        subtomograms=f"{SIMULATED}/subtomograms.h5",
+    log:
+        f"{SIMULATED}/logs/join.log",
+    conda:
+        "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("runtime"),
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        settings=simulation_settings,
+    script:
+        "../scripts/simulate_join.py"
 
 
 rule simulate_demo:

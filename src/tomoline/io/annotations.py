@@ -7,6 +7,7 @@ the occupancy volume, where there is one.
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ def read_truth(path: str | Path, options: TruthOptions | None = None) -> pd.Data
 def _detected(path: Path) -> TruthFormat:
     if path.suffix.lower() == ".star":
         return "star"
+    if re.fullmatch(r"particle_locations_model_\d+\.txt", path.name):
+        return "shrec19"
     first = next((line for line in _lines(path) if line.strip()), "")
     return "csv" if "," in first or path.suffix.lower() == ".csv" else "shrec21"
 
@@ -105,6 +108,7 @@ def _lines(path: Path) -> list[str]:
 def _read_shrec(path: Path, options: TruthOptions) -> pd.DataFrame:
     """Lines `pdb x y z rotZ rotX rotZ` ('20, '21) or `pdb z y x ...` ('19); line n is id n."""
     rows = []
+    layout = _detected(path) if options.layout == "auto" else options.layout
     lines = [line for line in _lines(path) if line.strip()]
     for number, line in enumerate(lines, 1):
         fields = line.split()
@@ -117,7 +121,7 @@ def _read_shrec(path: Path, options: TruthOptions) -> pd.DataFrame:
                 found=f"line {number}: {line[:80]!r}",
                 remedy="correct the line, or set evaluate.truth_format",
             ) from None
-        zyx = (first, second, third) if options.layout == "shrec19" else (third, second, first)
+        zyx = (first, second, third) if layout == "shrec19" else (third, second, first)
         rows.append((number, fields[0], *zyx))
     return pd.DataFrame(rows, columns=list(TRUTH_COLUMNS))
 
@@ -230,15 +234,21 @@ _READERS: dict[str, Callable[[Path, TruthOptions], pd.DataFrame]] = {
 }
 
 
-def read_occupancy(path: str | Path, shape_zyx: tuple[int, int, int]) -> NDArray[np.integer[Any]]:
+def read_occupancy(
+    path: str | Path, shape_zyx: tuple[int, int, int], *, z_offset_vox: float | None = None
+) -> NDArray[np.integer[Any]]:
     """Read a volume of particle numbers: MRC (SHREC's occupancy_mask.mrc) or .npz (`instance`).
 
-    Returns unsigned integers (nz, ny, nx), 0 for background. Raises InputError where the shape is
-    not the tomogram's or the values are not whole numbers from 0.
+    A slab of the tomogram, as SHREC'19 and '20 have it, is put where `z_offset_vox` says, None in
+    the middle. Returns unsigned integers (nz, ny, nx), 0 for background. Raises InputError where
+    the shape is not the tomogram's or the values are not whole numbers from 0.
     """
     path = Path(path)
     volume = _instance_of_npz(path) if path.suffix == ".npz" else np.asarray(open_volume(path))
-    if volume.shape != shape_zyx:
+    above = slab_offset(volume.shape, shape_zyx)
+    if above is not None and z_offset_vox:
+        above = round(z_offset_vox)
+    if above is None or not 0 <= above <= shape_zyx[0] - volume.shape[0]:
         raise InputError(
             path,
             expected=f"a volume of the tomogram's shape {shape_zyx} (z, y, x)",
@@ -253,7 +263,19 @@ def read_occupancy(path: str | Path, shape_zyx: tuple[int, int, int]) -> NDArray
             found="fractions or negative values",
             remedy="give occupancy_mask.mrc, not the tomogram or a density",
         )
-    return whole.astype(np.uint32)
+    below = shape_zyx[0] - above - volume.shape[0]
+    return np.pad(whole.astype(np.uint32), ((above, below), (0, 0), (0, 0)))
+
+
+def slab_offset(part: tuple[int, ...], whole: tuple[int, int, int]) -> int | None:
+    """Sections above a centred slab of a volume; 0 for the volume itself, None for neither.
+
+    Thinner than a quarter of the volume it would be something else (SHREC's is 200 of 512).
+    """
+    if len(part) != 3 or part[1:] != whole[1:] or not whole[0] <= 4 * part[0] <= 4 * whole[0]:
+        return None
+    spare = whole[0] - part[0]
+    return None if spare % 2 else spare // 2
 
 
 def _instance_of_npz(path: Path) -> NDArray[Any]:

@@ -4,12 +4,17 @@ subtomograms.h5: `subtomograms` (N, b, b, b) float32, `candidate_id` (N,), `cent
 sub-voxel in the box; attributes `voxel_size_angstrom`, `box_vox`.
 classes.h5: `labels` (N, b, b, b) uint8, `probabilities` (N, C, b, b, b) uint8 = round(255 p),
 `candidate_id`, `centre_zyx`; attribute `classes`, whose index is the label (0 background).
+Simulated ones (`write_simulated`) are as subtomograms.h5, `candidate_id` running through the file,
+and have `label` (N,), `mask` (N, b, b, b) uint8, `clean` (N, b, b, b) float32, `tomogram` (N,),
+`particle_id` (N,) in that tomogram's table and `split` (N,), the place in the attribute `splits`;
+and `provenance`, the JSON of each tomogram's; attribute `classes` as above.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +27,14 @@ from numpy.typing import NDArray
 from tomoline.contracts import BACKGROUND
 from tomoline.errors import InputError
 from tomoline.io.atomic import atomic_stream
+
+# Data sets of a simulated subtomogram with a box each, and the fields they come from.
+_SIMULATED = (
+    ("subtomograms", np.float32, "values"), ("clean", np.float32, "clean"),
+    ("mask", np.uint8, "mask"),
+)  # fmt: skip
+_PACKED = ("clean", "mask")  # without noise
+_COLUMNS = ("label", "particle_id", "tomogram", "split")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +63,28 @@ class LabelledBoxes:
 
     def __len__(self) -> int:
         return len(self.candidate_id)
+
+
+@dataclass(frozen=True)
+class SimulatedBox:
+    """A simulated subtomogram and its truth; arrays `(b, b, b)`, `centre_zyx` (3,) in the box."""
+
+    values: NDArray[np.float32]
+    clean: NDArray[np.float32]
+    mask: NDArray[np.uint8]
+    label: int
+    particle_id: int
+    centre_zyx: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedHeader:
+    """What all tomograms of a simulated data set have in common; `classes` without background."""
+
+    classes: tuple[str, ...]
+    splits: tuple[str, ...]
+    box_vox: int
+    voxel_size_angstrom: float
 
 
 def write_subtomograms(
@@ -92,6 +127,83 @@ def write_classes(
         for k, (label, probability) in _counted(results, count):
             labels[k], stored[k] = label, probability
             stream.check()
+
+
+def write_simulated(
+    path: str | os.PathLike[str],
+    boxes: Sequence[SimulatedBox],
+    header: SimulatedHeader,
+    *,
+    tomogram: int,
+    split: str,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write the subtomograms of one simulated tomogram, atomically; none is legal."""
+    count, shape = len(boxes), (header.box_vox,) * 3
+    with atomic_stream(path) as stream, h5py.File(stream, "w") as file:
+        file.attrs["voxel_size_angstrom"] = float(header.voxel_size_angstrom)
+        file.attrs["box_vox"] = int(header.box_vox)
+        file.attrs["classes"] = [BACKGROUND, *header.classes]
+        file.attrs["splits"] = list(header.splits)
+        # A data set, because an attribute holds 64 KiB only.
+        text = json.dumps({str(tomogram): dict(provenance)}, sort_keys=True)
+        file.create_dataset("provenance", data=text, track_times=False)
+        _write_places(file, np.arange(1, count + 1), np.array([b.centre_zyx for b in boxes]))
+        columns = {
+            "label": [b.label for b in boxes], "particle_id": [b.particle_id for b in boxes],
+            "tomogram": [tomogram] * count, "split": [header.splits.index(split)] * count,
+        }  # fmt: skip
+        for name, values in columns.items():
+            file.create_dataset(name, data=np.asarray(values, np.int64), track_times=False)
+        for name, dtype, field in _SIMULATED:
+            data = _create(file, name, (count, *shape), dtype, packed=name in _PACKED)
+            for k, box in enumerate(boxes):
+                data[k] = getattr(box, field)
+                stream.check()
+
+
+def join_simulated(parts: Sequence[Path], path: str | os.PathLike[str]) -> int:
+    """Join files of `write_simulated` into one, atomically; how many subtomograms it holds.
+
+    Raises InputError where a part is something else, or of other classes or box than the first.
+    """
+    counts: list[int] = []
+    attributes: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+    for part in parts:
+        with _opened(part, tuple(name for name, _, _ in _SIMULATED)) as file:
+            own = {name: file.attrs[name] for name in ("box_vox", "voxel_size_angstrom")}
+            own |= {name: list(file.attrs[name]) for name in ("classes", "splits")}
+            if attributes and own != attributes:
+                raise _fault(part, f"{attributes}, as in {parts[0]}", f"{own}")
+            attributes = own
+            provenance |= json.loads(file["provenance"][()])
+            counts.append(len(file["label"]))
+    total, shape = sum(counts), (int(attributes["box_vox"]),) * 3
+    with atomic_stream(path) as stream, h5py.File(stream, "w") as out:
+        for name, value in attributes.items():
+            out.attrs[name] = value
+        text = json.dumps(provenance, sort_keys=True)
+        out.create_dataset("provenance", data=text, track_times=False)
+        columns: dict[str, list[Any]] = {n: [] for n in (*_COLUMNS, "centre_zyx")}
+        targets = {
+            name: _create(out, name, (total, *shape), kind, packed=name in _PACKED)
+            for name, kind, _ in _SIMULATED
+        }
+        start = 0
+        for part, count in zip(parts, counts, strict=True):
+            with h5py.File(part, "r") as file:
+                for name, found in columns.items():
+                    found.append(file[name][()])
+                for name, target in targets.items():
+                    for k in range(count):
+                        target[start + k] = file[name][k]
+                        stream.check()
+            start += count
+        _write_places(out, np.arange(1, total + 1), np.concatenate(columns.pop("centre_zyx")))
+        for name, found in columns.items():
+            out.create_dataset(name, data=np.concatenate(found), track_times=False)
+    return total
 
 
 @contextmanager

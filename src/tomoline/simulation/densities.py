@@ -20,6 +20,7 @@ SHREC_CLASSES = (
     "1s3x",
 )  # fmt: skip
 EXTRA_CLASSES = ("5mrc", "3j9i", "6utj", "4v4r")
+MAP_ANGSTROM = 10.0  # voxel size of the maps
 MASK_LEVEL = 0.15  # of the density's 99th percentile inside; the class mask's threshold
 
 
@@ -46,22 +47,37 @@ def effective_radius(mask: NDArray[np.bool_]) -> float:
     return 3.0 * float(mask.sum()) / area
 
 
-def crop_and_centre(values: NDArray[np.float32], margin: int = 2) -> NDArray[np.float32]:
-    """Shift the mass centre to the middle of the smallest odd cube that holds the structure."""
+def crop_and_centre(
+    values: NDArray[np.float32], margin: int = 2, scale: float = 1.0
+) -> NDArray[np.float32]:
+    """Shift the mass centre to the middle of the smallest odd cube that holds the structure.
+
+    `scale` is the size of a new voxel in old ones; larger voxels are averages.
+    """
     mask = values > 0.1 * values.max()
     centre = np.asarray(ndimage.center_of_mass(values * mask))
     radius = np.linalg.norm(np.argwhere(mask) - centre, axis=1).max()
-    half = int(np.ceil(radius)) + margin
-    grid = np.stack(np.meshgrid(*[np.arange(-half, half + 1.0)] * 3, indexing="ij"))
+    half = int(np.ceil(radius / scale)) + margin
+    rim = int(np.ceil(half * scale))
+    if scale > 1:
+        values = ndimage.gaussian_filter(values, np.sqrt((scale**2 - 1) / 12))
+    grid = scale * np.stack(np.meshgrid(*[np.arange(-half, half + 1.0)] * 3, indexing="ij"))
     moved = ndimage.map_coordinates(
-        np.pad(values, half), grid + (centre + half)[:, None, None, None], order=3
+        np.pad(values, rim), grid + (centre + rim)[:, None, None, None], order=3
     )
     return np.asarray(np.maximum(moved, 0), np.float32)
 
 
+def known_densities(folder: Path) -> tuple[str, ...]:
+    """Return the names of the maps in a folder, sorted."""
+    return tuple(sorted(p.name.removesuffix(".mrc.gz") for p in Path(folder).glob("*.mrc.gz")))
+
+
 @lru_cache(maxsize=64)
-def load_density(folder: Path, name: str) -> Density:
-    """Read `<folder>/<name>.mrc.gz`.
+def load_density(folder: Path, name: str, voxel_size_angstrom: float = MAP_ANGSTROM) -> Density:
+    """Read `<folder>/<name>.mrc.gz`, resampled to the voxel size that is asked for.
+
+    Smaller voxels than the map's give no finer structure.
 
     Raises
     ------
@@ -70,13 +86,15 @@ def load_density(folder: Path, name: str) -> Density:
     """
     path = Path(folder) / f"{name}.mrc.gz"
     if not path.exists():
-        known = sorted(p.name.removesuffix(".mrc.gz") for p in Path(folder).glob("*.mrc.gz"))
+        known = known_densities(folder)
         raise InputError(
             path, expected=f"one of {', '.join(known) or 'no densities here'}", found=name,
             remedy="use a known structure, or add its density map (10 A a voxel) to this folder",
         )  # fmt: skip
     with mrcfile.open(path, permissive=False) as mrc:
-        values = crop_and_centre(np.array(mrc.data, np.float32))
+        values = crop_and_centre(
+            np.array(mrc.data, np.float32), scale=voxel_size_angstrom / MAP_ANGSTROM
+        )
     values /= np.percentile(values[values > 0.1 * values.max()], 99)
     mask = values > MASK_LEVEL
     middle = np.asarray(values.shape) // 2

@@ -1,4 +1,10 @@
-"""A crowded volume of known particles: random places and rotations, no overlaps."""
+"""A crowded volume of known particles: random places and rotations, no overlaps.
+
+Particles lie in a slab of ice (`PhantomSettings.ice`) with empty volume above and below, and not in
+what is there beside them (`distractors`), which they may touch. The truth - class mask, occupancy,
+table - knows particles only. The reference for signal-to-noise ratios, `Phantom.signal`, is the
+untilted projection of the particles, whatever else is in the specimen.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +16,17 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from tomoline.simulation.densities import MASK_LEVEL, Density
+from tomoline.simulation.distractors import (
+    DistractorSettings,
+    Ice,
+    Scenery,
+    make_scenery,
+    solvent,
+)
 
 TRIES = 24
+# Crowding of the specimen that gives a tomogram without particles its noise.
+REFERENCE_VOXELS_PER_PARTICLE = 2e4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +38,31 @@ class PhantomSettings:
     chain_share: float = 0.5  # share of particles placed against one of the same class
     gap_vox: int = 1  # empty voxels kept between particles
     amplitude_jitter: float = 0.1  # relative SD of a particle's density
+    voxel_size_angstrom: float = 10.0  # that of the densities given
+    ice_thickness_nm: float = 0.0  # 0: the whole depth
+    ice_tilt_deg: tuple[float, float] = (0.0, 0.0)  # rise of the ice along y and x
+    distractors: DistractorSettings = field(default_factory=DistractorSettings)
+
+    @property
+    def ice(self) -> Ice:
+        """The slab that holds everything."""
+        slopes = np.tan(np.deg2rad(self.ice_tilt_deg))
+        thickness = 10 * self.ice_thickness_nm / self.voxel_size_angstrom
+        return Ice(self.shape_zyx, thickness, float(slopes[0]), float(slopes[1]))
+
+    @property
+    def thickness_nm(self) -> float:
+        """Thickness of the ice."""
+        return self.ice.depth_vox * self.voxel_size_angstrom / 10
 
 
 @dataclass
 class Phantom:
-    """Density, class mask and instance ids `(z, y, x)`, and one row a particle."""
+    """Density, class mask and instance ids `(z, y, x)`, and one row a particle.
+
+    `density` holds particles and distractors, `solvent` (or None) the ice's own noise, `scenery`
+    (or None) the distractors alone; `signal` (x, y): see the module's docstring.
+    """
 
     density: NDArray[np.float32]
     class_mask: NDArray[np.uint8]
@@ -35,6 +70,14 @@ class Phantom:
     classes: list[str] = field(default_factory=list)
     centres_zyx: list[NDArray[np.float64]] = field(default_factory=list)
     rotations: list[Rotation] = field(default_factory=list)
+    scenery: Scenery | None = None
+    solvent: NDArray[np.float32] | None = None
+    signal: NDArray[np.float32] | None = None
+
+    @property
+    def specimen(self) -> NDArray[np.float32]:
+        """Everything the beam meets `(z, y, x)`."""
+        return self.density if self.solvent is None else self.density + self.solvent
 
 
 def rotate_density(
@@ -61,15 +104,44 @@ def make_phantom(
     phantom = Phantom(
         np.zeros(shape, np.float32), np.zeros(shape, np.uint8), np.zeros(shape, np.uint16)
     )
+    ice, voxel_nm = settings.ice, settings.voxel_size_angstrom / 10
+    # Draws of their own, so that what is beside the particles does not move them.
+    beside = rng.spawn(1)[0]
+    blocked = ~ice.inside() if ice.bounded else np.zeros(shape, bool)
+    if settings.distractors.any_objects:
+        phantom.scenery = make_scenery(settings.distractors, ice, voxel_nm, beside)
+        blocked |= phantom.scenery.kinds > 0
     order = np.arange(settings.particles) % len(densities)
     rng.shuffle(order)
     # Large ones first within a third of the list, so that crowding does not starve them.
     sizes = np.array([d.radius_vox for d in densities])
     thirds = np.array_split(order, 3)
-    blocked = np.zeros(shape, bool)
     for label in np.concatenate([t[np.argsort(-sizes[t], kind="stable")] for t in thirds]):
         _place(phantom, blocked, densities, int(label), settings, rng)
+    phantom.signal = (
+        phantom.density.sum(0).T if phantom.classes else _usual_signal(densities, ice, beside)
+    )
+    if phantom.scenery is not None:
+        phantom.density += phantom.scenery.density
+    if settings.distractors.solvent_rms > 0:
+        phantom.solvent = solvent(settings.distractors.solvent_rms, ice, voxel_nm, beside)
+        phantom.solvent[phantom.density > MASK_LEVEL] = 0  # the ice has given way
     return phantom
+
+
+def _usual_signal(
+    densities: list[Density], ice: Ice, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Projection (x, y) of a specimen of usual crowding, for one that has no particles."""
+    _, ny, nx = ice.shape_zyx
+    count = max(1, round(ice.depth_vox * ny * nx / REFERENCE_VOXELS_PER_PARTICLE))
+    image = np.zeros((nx, ny), np.float32)
+    for k in range(count):
+        projected = densities[k % len(densities)].values.sum(0)
+        half = projected.shape[0] // 2
+        at = [(rng.integers(n) + np.arange(projected.shape[0]) - half) % n for n in (nx, ny)]
+        np.add.at(image, np.ix_(*at), projected)
+    return image
 
 
 def _place(
@@ -85,8 +157,8 @@ def _place(
     shift = rng.uniform(-0.5, 0.5, 3)
     turned = rotate_density(density.values, rotation, shift)
     half = turned.shape[0] // 2
-    inside = np.argwhere(turned > MASK_LEVEL) - half
-    grown = np.argwhere(ndimage.binary_dilation(turned > MASK_LEVEL)) - half
+    solid = turned > MASK_LEVEL
+    inside = np.argwhere(solid) - half
     low, high = -inside.min(0), np.asarray(blocked.shape) - 1 - inside.max(0)
     if (low > high).any():
         return
@@ -102,7 +174,10 @@ def _place(
         phantom.rotations.append(rotation)
         phantom.class_mask[at] = label + 1
         phantom.occupancy[at] = len(phantom.classes)
-        near = (grown if settings.gap_vox else inside) + place
+        near = inside
+        if settings.gap_vox:
+            near = np.argwhere(ndimage.binary_dilation(solid)) - half
+        near = near + place
         near = near[((near >= 0) & (near < blocked.shape)).all(1)]
         blocked[tuple(near.T)] = True
         return
@@ -118,6 +193,11 @@ def _proposals(
     """Integer places to try, `(TRIES, 3)`: against a particle of the same class, or anywhere."""
     shape = np.asarray(phantom.density.shape)
     places = rng.integers(0, shape, (TRIES, 3))
+    ice = settings.ice
+    if ice.bounded:
+        share = places[:, 0] / max(1, shape[0] - 1) - 0.5
+        middle = ice.height(places[:, 1], places[:, 2])
+        places[:, 0] = np.rint(middle + share * ice.depth_vox)
     same = [c for c, n in zip(phantom.centres_zyx, phantom.classes, strict=True)
             if n == densities[label].name]  # fmt: skip
     if same and rng.random() < settings.chain_share:

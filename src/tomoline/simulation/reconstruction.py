@@ -1,4 +1,9 @@
-"""Weighted back-projection of a tilt series."""
+"""Weighted back-projection of a tilt series.
+
+Each image is multiplied by `ramp_filter` along u, across the tilt axis, and smeared back along its
+(nominal) direction: `V(z, y, x) = pi / n sum_t I_t(u_t(z, x), y)`, shared between pixels as in the
+projection. Between the last tilt and the beam nothing is measured: the missing wedge.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ def ramp_filter(n: int, cutoff: float = 0.35, falloff: float = 0.05) -> NDArray[
 
 
 def back_project(
-    matrix: sparse.csr_matrix,
+    matrix: sparse.csc_matrix,
     images: NDArray[np.float32],
     depth: int,
     *,

@@ -30,7 +30,10 @@ RESERVED_NAMES = ("benchmarks", "export", "logs", "report")
 _UNKNOWN_VOXELS = 50_000_000
 
 _PREPARE_KEYS = ("name", "voxel_size_angstrom", "contrast", "axes")
-_LATE_KEYS = ("voltage_kv", "spherical_aberration_mm", "amplitude_contrast", "classes")
+_LATE_KEYS = (
+    "voltage_kv", "spherical_aberration_mm", "amplitude_contrast", "classes", "truth_format",
+    "truth_z_offset_vox",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ from tomoline.evaluation.scores import (
     with_segmentation,
 )
 from tomoline.export.geometry import TomogramGeometry
-from tomoline.io.annotations import TruthOptions, read_occupancy, read_truth
+from tomoline.io.annotations import TruthOptions, read_occupancy, read_truth, slab_offset
 from tomoline.io.atomic import write_json, write_text
-from tomoline.io.mrc import open_volume
+from tomoline.io.mrc import open_volume, read_header
 from tomoline.io.tables import read_particles, table_classes
 from tomoline.log import get_logger
 from tomoline.settings import DatasetSettings, EvaluateSettings, validated
@@ -48,11 +48,16 @@ def run(
     """
     log = get_logger(__name__)
     transform = VolumeTransform.load(inputs["transform"])
-    options = _options(transform, settings, dataset, tilt_series)
+    given = inputs.get("occupancy")
+    options = _options(transform, settings, dataset, tilt_series, given)
     truth = read_truth(inputs["truth"], options)
     _check_inside(truth, transform.given_shape_zyx, inputs["truth"])
-    given = inputs.get("occupancy")
-    occupancy = read_occupancy(given, transform.given_shape_zyx) if given else None
+    occupancy = (
+        read_occupancy(given, transform.given_shape_zyx, z_offset_vox=options.z_offset_vox)
+        if given
+        else None
+    )
+    truth, occupancy = _without(settings.ignored_classes, truth, occupancy)
     particles = read_particles(inputs["particles"])
     evaluation = evaluate_picks(particles, truth, occupancy=occupancy, settings=settings)
     if settings.dog_picker:
@@ -78,14 +83,37 @@ def _options(
     settings: EvaluateSettings,
     dataset: Mapping[str, Any] | None,
     tilt_series: str | None,
+    occupancy: str | Path | None,
 ) -> TruthOptions:
     checked = validated(DatasetSettings, dataset or {"name": "none", "sheet": ""}, source="dataset")
+    layout, offset = settings.truth_format, settings.truth_z_offset_vox
+    layout = checked.truth_format if layout == "auto" else layout
+    offset = checked.truth_z_offset_vox if offset is None else offset
+    if offset is None and occupancy and Path(occupancy).suffix != ".npz":
+        # a slab of the tomogram: the truth's z counts from the slab's first section
+        part = read_header(occupancy).file_shape
+        offset = slab_offset(part, transform.given_shape_zyx) or None
     return TruthOptions(
-        layout=settings.truth_format,
-        z_offset_vox=settings.truth_z_offset_vox,
+        layout=layout,
+        z_offset_vox=offset,
         geometry=TomogramGeometry.of(transform, checked),
         tilt_series=tilt_series,
     )
+
+
+def _without(
+    ignored: list[str], truth: pd.DataFrame, occupancy: NDArray[np.integer[Any]] | None
+) -> tuple[pd.DataFrame, NDArray[np.integer[Any]] | None]:
+    """Take what is listed but is no particle out of the truth: a pick on it is on background."""
+    names = {name.casefold() for name in ignored}
+    out = truth["class"].str.casefold().isin(names)
+    if not out.any():
+        return truth, occupancy
+    get_logger(__name__).info("%d listed %s are not particles", out.sum(), ", ".join(ignored))
+    if occupancy is not None:
+        gone = np.isin(occupancy, truth.loc[out, "id"].to_numpy(int))
+        occupancy = np.where(gone, occupancy.dtype.type(0), occupancy)
+    return truth[~out].reset_index(drop=True), occupancy
 
 
 def _check_inside(truth: pd.DataFrame, shape: tuple[int, int, int], source: str | Path) -> None:

@@ -6,6 +6,7 @@ that a human may have edited (tomogram, use, axes, tilt_series, truth, occupancy
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from tomoline.io.sheet import (
     write_dataset,
     write_sheet,
 )
+from tomoline.io.shrec import PAPER_SPLIT, ShrecModel, shrec_model
 from tomoline.settings import DatasetSettings
 from tomoline.stages.checks import is_run
 from tomoline.stages.names import (
@@ -54,6 +56,7 @@ class Request:
     """What the user asked for; None leaves the dataset's own value (at first: its default).
 
     `again` looks at every file of the dataset again, as after an edit of its settings by hand.
+    `kind` shrec takes the tomograms of SHREC folders only, and refuses folders without one.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Request:
     voxel_range_angstrom: tuple[float, float] | None = None
     rescaled: bool = True
     again: bool = False
+    kind: Literal["auto", "shrec"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +104,7 @@ class _Work:
     changes: dict[str, Any] = field(default_factory=dict)  # to the settings file
     facts: dict[Path, Facts] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    shrec: dict[Path, ShrecModel] = field(default_factory=dict)
 
     @property
     def judge_all(self) -> bool:
@@ -132,6 +137,7 @@ def onboard(request: Request, *, project: str | Path = ".") -> Outcome:
     check_name(request.name, what="dataset name")
     work = _open(request, Path(project))
     files, skipped = _find_files(work)
+    work.shrec = _shrec_models(work, files)
     old = {work.absolute(row.path): row for row in work.old}
     if len(old) < len(work.old):
         raise InputError(
@@ -147,6 +153,7 @@ def onboard(request: Request, *, project: str | Path = ".") -> Outcome:
     work.facts = {path: _survey(work, old.get(path), path) for path in due}
     rows = _rows(work, files, old)
     rows = _with_truth(work, rows)
+    rows = _with_split(work, rows)
     rows = _mark_gone(work, rows)
     _write(work, rows)
     if not work.old and request.contrast is None:
@@ -232,7 +239,8 @@ def _find_files(work: _Work) -> tuple[list[Path], list[Path]]:
                 remedy="check the path",
             )
         for file in _below(path, work.request.pattern):
-            if path.is_dir() and is_truth_volume(file):
+            known = work.request.kind == "auto" or shrec_model(file) is not None
+            if path.is_dir() and (is_truth_volume(file) or not known):
                 skipped.append(file)
             else:
                 found[file] = None
@@ -247,7 +255,9 @@ def _find_files(work: _Work) -> tuple[list[Path], list[Path]]:
     if not found:
         raise InputError(
             ", ".join(map(str, work.request.paths)),
-            expected="files ending in .mrc, .rec or .map (also .gz, .bz2)"
+            expected="SHREC's folders, reconstruction*.mrc beside particle_locations*.txt"
+            if work.request.kind == "shrec"
+            else "files ending in .mrc, .rec or .map (also .gz, .bz2)"
             + (f" that fit {work.request.pattern}" if work.request.pattern else ""),
             found="none",
             remedy="name the files, or give another --pattern",
@@ -465,7 +475,11 @@ def _with_truth(work: _Work, rows: Sequence[SheetRow]) -> list[SheetRow]:
         if row.tomogram in given and (row.wanted or row.path not in known):
             truth, occupancy = given[row.tomogram]
         elif row.path not in known and work.request.truth != ("none",):
-            truth, occupancy = find_truth(work.absolute(row.path))
+            model = work.shrec.get(work.absolute(row.path))
+            if model is not None and model.locations is not None:
+                truth, occupancy = model.locations, model.occupancy
+            else:
+                truth, occupancy = find_truth(work.absolute(row.path))
         else:
             filled.append(row)
             continue
@@ -474,6 +488,57 @@ def _with_truth(work: _Work, rows: Sequence[SheetRow]) -> list[SheetRow]:
             "occupancy": work.written(occupancy) if occupancy else "",
         }
         filled.append(row.model_copy(update=changes))
+    return filled
+
+
+def _shrec_models(work: _Work, files: Sequence[Path]) -> dict[Path, ShrecModel]:
+    """Find what belongs to SHREC's tomograms, and note how their truth is to be read.
+
+    The dataset gets format and offset of the truth where all its tomograms agree; else, and where
+    a human has set them, each is read as its own files say.
+    """
+    models = {path: model for path in files if (model := shrec_model(path)) is not None}
+    if not models or len(models) < len(files):
+        return models
+    found: dict[str, Any] = {}
+    layouts = {model.layout for model in models.values()}
+    if len(layouts) == 1:
+        found["truth_format"] = layouts.pop()
+    offsets = {model.z_offset_vox() for model in models.values()} - {None}
+    if len(offsets) == 1:
+        found["truth_z_offset_vox"] = float(offsets.pop() or 0)
+    if not work.old:
+        work.dataset = work.dataset.model_copy(update=found)
+    work.notes.append(
+        f"SHREC's folders: {len(models)} tomograms, "
+        f"{sum(m.locations is not None for m in models.values())} with particles, "
+        f"{sum(m.occupancy is not None for m in models.values())} with their numbers; the truth "
+        + ("counts z from section " + f"{found['truth_z_offset_vox']:g}"
+           if "truth_z_offset_vox" in found else "has no volume or no common offset in z")
+    )  # fmt: skip
+    return models
+
+
+def _with_split(work: _Work, rows: Sequence[SheetRow]) -> list[SheetRow]:
+    """Fill the column `split` of SHREC's tomograms: train, validation or test.
+
+    As `conditions.json` beside a simulated one says, else as the paper has it. What a human wrote
+    stays; the workflow does not read it.
+    """
+    if not work.shrec:
+        return list(rows)
+    filled = []
+    for row in rows:
+        model = work.shrec.get(work.absolute(row.path))
+        if model is None or (row.model_extra or {}).get("split"):
+            filled.append(row)
+            continue
+        own = model.reconstruction.parent / "conditions.json"
+        if own.is_file():
+            role = str(json.loads(own.read_text(encoding="utf-8")).get("split", ""))
+        else:
+            role = PAPER_SPLIT.get(model.number, "") if model.number is not None else ""
+        filled.append(SheetRow(**{**row.model_dump(), "split": role}))
     return filled
 
 

@@ -112,6 +112,7 @@ def _source(settings: TrainSettings, densities: list[Density], folder: Path) -> 
             seed=settings.seed,
             snr_range=settings.snr_range,
             voxels_per_particle=settings.voxels_per_particle,
+            distractors=settings.distractors,
         )
     return FolderSource(
         [Path(f) for f in settings.folders], [Path(f) for f in settings.validation_folders],

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,13 +63,17 @@ class SimulatedSource:
     def __init__(
         self, densities: Path, classes: Sequence[str], *, shape_zyx: tuple[int, int, int],
         seed: int,
-        snr_range: tuple[float, float] = (0.05, 3.0),
+        snr_range: tuple[float, float] = (0.03, 3.0),
         voxels_per_particle: tuple[float, float] = (7e3, 2.6e4),
+        distractors: float = 1.0,
     ) -> None:  # fmt: skip
         self.densities: list[Density] = [load_density(densities, name) for name in classes]
         self.shape_zyx, self.seed = shape_zyx, seed
         self._pool: dict[int, TrainingVolume] = {}
-        self.ranges = {"snr_range": snr_range, "voxels_per_particle": voxels_per_particle}
+        self.ranges: dict[str, Any] = {
+            "snr_range": snr_range, "voxels_per_particle": voxels_per_particle,
+            "distractors": distractors,
+        }  # fmt: skip
 
     def volumes(self, epoch: int, count: int, pool: int = 0) -> list[TrainingVolume]:
         """`count` new tomograms and those of the epochs before, `pool` in all.
@@ -81,8 +86,14 @@ class SimulatedSource:
         return list(self._pool.values())
 
     def validation(self, count: int) -> list[TrainingVolume]:
-        """Held-out tomograms, always the same ones."""
-        return [self._make(VALIDATION_SEED + k) for k in range(count)]
+        """Held-out tomograms, always the same ones, none of them without particles."""
+        held_out: list[TrainingVolume] = []
+        seed = VALIDATION_SEED
+        while len(held_out) < count:
+            volume = self._make(seed)
+            held_out += [volume] if len(volume.labels) else []
+            seed += 1
+        return held_out
 
     def _make(self, seed: int) -> TrainingVolume:
         phantom, tilt, radial = random_conditions(seed, self.shape_zyx, **self.ranges)

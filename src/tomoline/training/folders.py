@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from tomoline.errors import InputError
-from tomoline.io.annotations import read_truth
+from tomoline.io.annotations import TruthOptions, read_truth
 from tomoline.io.mrc import open_volume
+from tomoline.io.shrec import model_in
 from tomoline.ops.normalise import normalise
 from tomoline.training.data import TrainingVolume, core_mask, core_radius
 
@@ -43,13 +44,25 @@ class FolderSource:
         return [self._read(folder) for folder in self.held_out[:count]]
 
     def _read(self, folder: Path) -> TrainingVolume:
-        table = read_truth(folder / "particle_locations.txt")
-        table = table[table["class"].isin(self.classes)]
-        labels = np.array([self.classes.index(c) + 1 for c in table["class"]], np.int64)
+        model = model_in(folder)
+        assert model.locations is not None
+        if model.occupancy is None:
+            raise InputError(
+                folder, expected="occupancy_mask.mrc or hitbox_<k>.mrc", found="neither",
+                remedy="train on a folder that has it, or on the simulator",
+            )  # fmt: skip
+        above = model.z_offset_vox() or 0
+        table = read_truth(model.locations, TruthOptions(layout=model.layout, z_offset_vox=0))
+        # '21 writes PDB codes in capitals
+        known = {name.casefold(): k for k, name in enumerate(self.classes, 1)}
+        table = table[table["class"].str.casefold().isin(known)]
+        labels = np.array([known[c.casefold()] for c in table["class"]], np.int64)
         centres = table[["z_vox", "y_vox", "x_vox"]].to_numpy(float)
-        volume = normalise(np.asarray(open_volume(folder / "reconstruction.mrc"), np.float32))
-        instances = np.asarray(open_volume(folder / "occupancy_mask.mrc")).astype(np.uint16)
-        lookup = np.zeros(int(instances.max()) + 1, np.uint8)
+        instances = np.asarray(open_volume(model.occupancy)).astype(np.uint16)
+        volume = normalise(np.asarray(open_volume(model.reconstruction), np.float32))
+        # SHREC'19 and '20: sections above and below the truth's slab teach nothing.
+        volume = volume[above : above + len(instances)]
+        lookup = np.zeros(max(int(instances.max()), int(table["id"].max())) + 1, np.uint8)
         lookup[table["id"].to_numpy(int)] = labels
         radii = [core_radius(self.radii[k - 1]) for k in labels]
         return TrainingVolume(

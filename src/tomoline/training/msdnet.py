@@ -146,7 +146,8 @@ class MSDNetRecipe:
             by_class: dict[int, list[bool]] = {}
             for label, hit in right:
                 by_class.setdefault(label, []).append(hit)
-            figures["class_accuracy"] = float(np.mean([np.mean(v) for v in by_class.values()]))
+            shares = [float(np.mean(hits)) for hits in by_class.values()]
+            figures["class_accuracy"] = float(np.mean(shares)) if shares else float("nan")
         return figures
 
 

@@ -1,0 +1,114 @@
+"""Simulated subtomograms with their truth, in the manner of DSM-Net's data (section 3.1).
+
+One tomogram gives the subtomograms of all its particles that lie wholly within it, each with its
+crowded surroundings. Training, validation and test are divided by tomogram, so that no neighbour
+of a test particle has been seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tomoline.io.subtomograms import (
+    SimulatedBox,
+    SimulatedHeader,
+    join_simulated,
+    write_simulated,
+)
+from tomoline.log import get_logger
+from tomoline.ops.normalise import normalise
+from tomoline.settings import SimulateSettings
+from tomoline.simulation.densities import MASK_LEVEL, Density
+from tomoline.simulation.phantom import rotate_density
+from tomoline.simulation.tomogram import SimulatedTomogram
+from tomoline.stages.simulate import load_classes, make_numbered, provenance
+
+SETTINGS = SimulateSettings
+SPLITS = ("train", "validation", "test")
+log = get_logger(__name__)
+
+
+def run(
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    *,
+    settings: SimulateSettings,
+    number: int | None = None,
+) -> None:
+    """Write the subtomograms of tomogram `number`, or without a number join those of `parts`.
+
+    Inputs `densities` (folder) or `parts` (files); output `subtomograms` (HDF5).
+    """
+    if number is None:
+        count = join_simulated([Path(p) for p in inputs["parts"]], outputs["subtomograms"])
+        log.info("%d subtomograms", count)
+        return
+    folder = Path(inputs["densities"])
+    densities = load_classes(folder, settings)
+    made = make_numbered(densities, settings, number)
+    boxes = list(cut_boxes(made, densities, settings.box_vox))
+    role = split_of(settings, number)
+    log.info("%d of %d particles lie wholly within; for %s", len(boxes),
+             len(made.phantom.classes), role)  # fmt: skip
+    header = SimulatedHeader(
+        classes=tuple(d.name for d in densities), splits=SPLITS, box_vox=settings.box_vox,
+        voxel_size_angstrom=settings.voxel_size_angstrom,
+    )  # fmt: skip
+    more = {**provenance(folder, settings, number), "snr": made.tilt_settings.snr}
+    write_simulated(
+        outputs["subtomograms"], boxes, header, tomogram=number, split=role, provenance=more
+    )
+
+
+def split_of(settings: SimulateSettings, number: int) -> str:
+    """Return what a tomogram is for: as the settings say, else of every ten, by seed, 8, 1 and 1.
+
+    Ten tomograms in a row hold each share exactly.
+    """
+    for role, numbers in settings.split.items():
+        if number in numbers:
+            return role
+    decade, place = divmod(number - settings.first, 10)
+    order = np.random.default_rng([settings.seed, decade, 8]).permutation(10)
+    return SPLITS[max(0, int(order[place]) - 7)]
+
+
+def cut_boxes(
+    made: SimulatedTomogram, densities: list[Density], box_vox: int
+) -> Iterator[SimulatedBox]:
+    """Cut the particles out whose boxes lie within the volume.
+
+    A box's voxel `box_vox // 2` holds the particle's centre. Target and mask are of this particle
+    alone: its density without noise and wedge, and where it is.
+    """
+    volume = normalise(made.reconstruction)
+    shape, half = np.asarray(volume.shape), box_vox // 2
+    by_name = {d.name: (k, d) for k, d in enumerate(densities, 1)}
+    phantom = made.phantom
+    for k, (name, centre, rotation) in enumerate(
+        zip(phantom.classes, phantom.centres_zyx, phantom.rotations, strict=True), 1
+    ):
+        place = np.rint(centre).astype(int)
+        low = place - half
+        if (low < 0).any() or (low + box_vox > shape).any():
+            continue
+        cut = tuple(slice(a, a + box_vox) for a in low)
+        label, density = by_name[name]
+        clean = _alone(rotate_density(density.values, rotation, centre - place), box_vox)
+        mask = (phantom.occupancy[cut] == k) & (clean > MASK_LEVEL)
+        yield SimulatedBox(volume[cut], clean, mask.astype(np.uint8), label, k, centre - low)
+
+
+def _alone(values: NDArray[np.float32], box_vox: int) -> NDArray[np.float32]:
+    """A density cube about its middle voxel in a box about voxel `box_vox // 2`."""
+    out = np.zeros((box_vox,) * 3, np.float32)
+    start = box_vox // 2 - values.shape[0] // 2
+    low, high = max(start, 0), min(start + values.shape[0], box_vox)
+    into, of = slice(low, high), slice(low - start, high - start)
+    out[into, into, into] = values[of, of, of]
+    return out

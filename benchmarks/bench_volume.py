@@ -82,7 +82,7 @@ def main() -> None:
         settings = SegmentSettings(test_time_flips=1)
         plan = tile.make_plan(
             shape, card, TilingSettings(), memory_bytes=tile.usable(memory),
-            per_voxel=tile.window_bytes(card, settings, on_gpu=memory.on_gpu),
+            per_voxel=tile.window_bytes(card, settings, memory, shape=shape),
             modest_bytes=math.inf if memory.on_gpu else tile.MODEST_BYTES,
         )  # fmt: skip
         boxes = [box(t.read_start, t.read_stop) for t in plan.tiles]

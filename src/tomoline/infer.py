@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ log = get_logger(__name__)
 
 FLIP_AXES = [axes for n in range(4) for axes in itertools.combinations((-3, -2, -1), n)]
 SMALLEST_SPLIT_VOX = 32
+# What errors say where memory has run out, of the host, of a GPU and of page-locked pages.
+NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC", "CUDA error: out of memory",
+             "[CUDA]: out of memory")  # fmt: skip
 # Networks and their kernels' names, the one used last at the end, in a process that runs them on
 # one tomogram after another (`tomoline.warm`); elsewhere None.
 KEPT: dict[tuple[str, ...], tuple[nn.Module, str]] | None = None
@@ -166,8 +170,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that device or host memory ran out."""
     text = str(error)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError)
-        and ("can't allocate memory" in text or "CUBLAS_STATUS_ALLOC" in text)
+        isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)
     )
 
 
@@ -210,7 +213,7 @@ def split_on_memory(
         )
     log.warning("out of memory with a window of %s voxels: halved along axis %d",
                 volume.shape, axis)  # fmt: skip
-    if 4 * halo > length:
+    if length // 2 + halo >= length:
         log.warning(
             "the halo of %d voxels leaves no room to halve it: %d are taken, and values near the "
             "cut are approximate. Remedy: a device with more memory, or device: cpu", halo,
@@ -227,13 +230,18 @@ def split_on_memory(
 
 
 def window_bytes(
-    runner: Runner, volume: NDArray[np.float32], boxes: Sequence[Box], *, halo: int
+    runner: Runner,
+    volume: NDArray[np.float32],
+    boxes: Sequence[Box],
+    *,
+    halo: int,
+    most_vox: float = math.inf,
 ) -> Iterator[NDArray[np.uint8]]:
     """Particle probability `(z, y, x)` in 1/255 of each box of a memory-mapped volume, in order.
 
-    While one window is computed the next is read and copied to the device. From the first for which
-    memory does not suffice on, windows go singly, in halves. Each result is valid until the next
-    one is asked for.
+    While one window is computed the next is read and copied to the device. Where windows have more
+    than `most_vox` voxels, and from the first for which memory does not suffice on, they go singly,
+    in halves. Each result is valid until the next one is asked for.
 
     Raises
     ------
@@ -241,24 +249,37 @@ def window_bytes(
         When even a small window does not fit.
     """
     done = 0
-    streamed = stream_windows(runner.particle_bytes, volume, boxes, device=runner.device)
-    try:
-        for result in streamed:
-            yield result[0]
-            done += 1
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    streamed.close()  # and with it the memory of the windows under way
+    if all(_voxels(box) <= most_vox for box in boxes):
+        streamed = stream_windows(runner.particle_bytes, volume, boxes, device=runner.device)
+        try:
+            for result in streamed:
+                yield result[0]
+                done += 1
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        streamed.close()  # and with it the memory of the windows under way
 
     def predict(part: NDArray[np.float32]) -> NDArray[np.uint8]:
+        nonlocal most_vox
+        if part.size > most_vox:
+            raise MemoryError(f"at most {most_vox:.0f} voxels fit")
         x = torch.from_numpy(np.require(part, np.float32, ["C", "W"]))[None, None]
-        return runner.particle_bytes(x.to(runner.device))[0].cpu().numpy()
+        try:
+            return runner.particle_bytes(x.to(runner.device))[0].cpu().numpy()
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):  # others of its size are not tried
+                most_vox = min(most_vox, part.size - 1)
+            raise
 
     for box in boxes[done:]:
         _free(runner.device)
         window = np.asarray(volume[box], np.float32)
         yield split_on_memory(predict, window, halo=halo, device=runner.device)
+
+
+def _voxels(box: Box) -> int:
+    return math.prod(part.stop - part.start for part in box)
 
 
 def batched(runner: Runner, boxes: NDArray[Any], *, batch_size: int) -> Iterator[NDArray[np.uint8]]:

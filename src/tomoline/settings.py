@@ -98,7 +98,9 @@ class InferenceSettings(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the processor has instructions for it."
     )
-    batch_size: int = Field(0, ge=0, description="Windows a pass; 0 chooses by free memory.")
+    batch_size: int = Field(
+        0, ge=0, description="classify: subtomograms a pass; 0: 64 on a GPU, 4 on a processor."
+    )
     kernel: Literal["auto", "plain"] = Field(
         "auto", description="plain forces the reference code of each network."
     )

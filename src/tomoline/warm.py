@@ -115,6 +115,12 @@ def _tidied() -> bool:
     """Give memory back; False where the GPU does not answer any more."""
     import torch  # noqa: PLC0415
 
+    from tomoline import infer  # noqa: PLC0415
+
+    for network, _ in (infer.KEPT or {}).values():
+        model: Any = getattr(getattr(network, "kernel", None), "model", None)
+        if hasattr(model, "release"):  # a processor's; a GPU's belongs to torch
+            model.release()
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         try:

@@ -125,7 +125,9 @@ def test_other_errors_are_not_taken_for_memory():
         split_on_memory(
             predict, np.zeros((64, 64, 64), np.float32), halo=4, device=torch.device("cpu")
         )
-    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    for words in ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory",
+                  "Triton Error [CUDA]: out of memory"):  # fmt: skip
+        assert is_out_of_memory(RuntimeError(words))
 
 
 class Frugal(Runner):
@@ -172,6 +174,25 @@ def test_windows_for_which_memory_does_not_suffice_go_in_halves_and_none_is_lost
         wanted = 255 * runner.probabilities(volume[box][None])[0, 1]
         assert p.shape == wanted.shape
         assert np.abs(p - wanted).max() < 0.52
+
+
+def test_windows_beyond_what_there_is_memory_for_are_not_tried(tmp_path):
+    model(tmp_path / "m")
+    runner = make_runner(tmp_path / "m", PLAIN)
+    tried = []
+
+    class Watched(Runner):
+        def particle_bytes(self, x):
+            tried.append(x.numel())
+            return super().particle_bytes(x)
+
+    volume = np.random.default_rng(7).standard_normal((70, 40, 40)).astype(np.float32)
+    whole = (slice(0, 70), slice(0, 40), slice(0, 40))
+    watched = Watched(**runner.__dict__)
+    (p,) = [r.copy() for r in window_bytes(watched, volume, [whole], halo=6, most_vox=80_000)]
+    assert len(tried) > 1
+    assert max(tried) <= 80_000
+    assert np.abs(p - 255 * runner.probabilities(volume[None])[0, 1]).max() < 0.52
 
 
 def test_a_halo_without_room_is_shortened_with_a_warning(tmp_path, caplog):

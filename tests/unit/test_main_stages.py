@@ -17,15 +17,18 @@ from tomoline.errors import InputError
 from tomoline.io.mrc import open_volume, read_header, write_volume
 from tomoline.io.subtomograms import open_subtomograms, write_classes
 from tomoline.io.tables import read_candidates, read_particles
-from tomoline.networks.cards import ModelCard
+from tomoline.kernels.memory import bytes_per_voxel
+from tomoline.networks.cards import ModelCard, load_card
 from tomoline.settings import (
     ClusterSettings,
     ExtractSettings,
     MergeSettings,
+    SegmentSettings,
     TilingSettings,
     VoteSettings,
 )
 from tomoline.stages import cluster, extract, merge, tile, vote
+from tomoline.stages.memory import Available
 
 SHAPE = (24, 50, 61)
 SCALE, OFFSET = 10.0 / 13.5, 0.25
@@ -310,6 +313,36 @@ def test_little_memory_gives_small_windows():
         plan_of_card(1e6)
 
 
+@pytest.mark.parametrize(
+    ("memory", "precision", "like"),
+    [
+        (Available(8e10, on_gpu=True, capability=9.0), "auto", {"code": "triton", "itemsize": 2}),
+        (Available(8e10, on_gpu=True, capability=9.0), "float32", {"code": "triton"}),
+        # Older GPUs, and processors without bfloat16 that are told to use it, run plain layers.
+        (Available(1e10, on_gpu=True, capability=7.5), "auto", {"code": "plain", "itemsize": 2}),
+        (Available(1e10, on_gpu=False), "auto", {"code": "cpu"}),
+        (Available(1e10, on_gpu=False), "bfloat16", {"code": "plain", "itemsize": 2}),
+    ],
+)
+def test_a_window_is_counted_with_the_code_that_will_run_it(line, monkeypatch, memory, precision,
+                                                            like):  # fmt: skip
+    monkeypatch.setattr(tile, "cpu_has_bfloat16", lambda: False)
+    card = load_card(line["localizer"])
+    runs = SegmentSettings(precision=precision, test_time_flips=4)
+    assert tile.window_bytes(card, runs, memory) == bytes_per_voxel(card, flips=4, **like)
+
+
+def test_maps_lie_in_pairs_and_thin_volumes_have_wide_margins(line):
+    card = load_card(line["localizer"])
+    narrow = card.model_copy(update={"parameters": {"depth": 49, "width": 1}})
+    even = card.model_copy(update={"parameters": {"depth": 49, "width": 2}})
+    assert bytes_per_voxel(narrow, code="cpu", itemsize=2) == bytes_per_voxel(
+        even, code="cpu", itemsize=2
+    )
+    thin = bytes_per_voxel(even, code="cpu", itemsize=2, shape=(1, 2048, 2048))
+    assert thin > 6 * bytes_per_voxel(even, code="cpu", itemsize=2, shape=(300, 300, 300))
+
+
 def test_windows_are_modest_where_that_costs_little():
     def largest(**fields):
         plan = plan_of_card(40e9, modest_bytes=5e9, **fields)
@@ -319,10 +352,12 @@ def test_windows_are_modest_where_that_costs_little():
     assert largest(receptive_field_vox=121) > 5e6  # a halo of 60 in windows of 170
 
 
-def test_a_measured_halo_is_taken_where_the_exact_one_costs_too_much_or_does_not_fit():
+def test_a_measured_halo_is_taken_where_the_exact_one_costs_too_much_or_does_not_fit(caplog):
     fields = {"receptive_field_vox": 477, "halo_vox": 30}
     assert plan_of_card(1e12, **fields).halo_vox == 238  # one window: costs nothing
+    assert "a halo of" not in caplog.text
     assert plan_of_card(20e9, **fields).halo_vox == 30
+    assert "a halo of 30 is taken" in caplog.text
     assert plan_of_card(20e9, receptive_field_vox=477).halo_vox not in (238, 30)  # shortened
     assert plan_of_card(20e9, receptive_field_vox=31, halo_vox=12).halo_vox == 15  # cheap
 

@@ -17,8 +17,8 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tool that says 1000 MiB of the GPU asked for by number 0, 500 of another; 9000 in total."""
     tool = tmp_path / "nvidia-smi"
     tool.write_text(
-        '#!/bin/sh\ncase "$*" in *total*) echo 9000;; *--id=1*) echo 500;; '
-        "*) echo 1000; echo 9;; esac\n"
+        '#!/bin/sh\ncase "$*" in *total*) echo 9000, 9.0;; *--id=1*) echo 500, 7.5;; '
+        "*) echo 1000, 8.6; echo 9, 1.0;; esac\n"
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -29,6 +29,8 @@ def test_the_gpu_that_the_job_sees_counts() -> None:
     assert available(environment={}).bytes == 500 * 2**20  # half is for driver and torch
     assert available(environment={}).on_gpu
     assert not available(environment={}, device="cpu").on_gpu
+    assert available(environment={}).capability == 8.6
+    assert available(environment={"CUDA_VISIBLE_DEVICES": "1,0"}).capability == 7.5
     assert available(environment={"CUDA_VISIBLE_DEVICES": "1,0"}).bytes == 250 * 2**20
     shared = {"CUDA_VISIBLE_DEVICES": "0", SHARE_VARIABLE: "4"}
     assert available(environment=shared).bytes == 125 * 2**20

@@ -19,6 +19,7 @@ from tomoline.export.registry import dialect as dialect_of
 from tomoline.io.shrec import locations_of
 from tomoline.settings import Config, validated
 from tomoline.stages.checks import CONFIG_FILE, check_run, models_of
+from tomoline.stages.memory import Available
 from tomoline.stages.tile import window_bytes
 from tomoline_slurm import driver, install
 
@@ -195,8 +196,10 @@ def segment_memory(wildcards, attempt):
     """Memory of the localizer: windows fill what is given, so large ones are worth asking for."""
     voxels = run().voxels(wildcards.dataset, wildcards.tomogram)
     # The node that will run it may have no bfloat16, whatever this one has.
-    slowest = CONFIG.segment.model_copy(update={"precision": "float32"})
-    per_voxel = window_bytes(run().cards["localizer"], slowest, on_gpu=False)
+    host = Available(0, on_gpu=False)
+    per_voxel = window_bytes(
+        run().cards["localizer"], CONFIG.segment, host, elsewhere=True
+    )
     windows = 0 if ON_GPU else per_voxel * voxels / 5e5
     mb = JOB_MB + 3000 + min(windows, WINDOWS_MB) + 12 * voxels / 1e6
     return int(mb * attempt)

@@ -55,6 +55,6 @@ rule tile:
         runtime=2,
     params:
         settings=settings_of("tiling"),
-        inference=settings_of("segment"),
+        inference=settings_of("segment", without="batch_size"),
     script:
         "../scripts/tile.py"

@@ -238,6 +238,10 @@ class CpuMSDNet:
             self._buffers.append(self.buffer(shape))
         return self._buffers
 
+    def release(self) -> None:
+        """Give the memory back that is kept for the next window."""
+        self._shape, self._buffers = (), []
+
     def logits(self, x: Tensor) -> Tensor:
         """Logits `(B, classes, Z, Y, X)`, float32, of volumes `(B, in_channels, Z, Y, X)`."""
         # Threads do not share the mode, and refuse each other's tensors of inference mode.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from tomoline.kernels.triton_plan import plan_of_parameters
@@ -13,12 +14,19 @@ MARGINS = 1.15
 
 
 def bytes_per_voxel(
-    card: ModelCard, *, code: Code = "plain", itemsize: int = 4, flips: int = 1
+    card: ModelCard,
+    *,
+    code: Code = "plain",
+    itemsize: int = 4,
+    flips: int = 1,
+    shape: tuple[int, int, int] | None = None,
 ) -> float:
     """Bytes for each voxel of a window; every layer's maps stay until the last.
 
     Parameters
     ----------
+    shape:
+        Of the volume (zyx): thin ones have wide margins for their size.
     code:
         What runs the network. `plain` layers copy all maps once to add one, and a further half is
         for the convolution's own work space. The kernels keep them in one buffer; that of `triton`
@@ -29,14 +37,19 @@ def bytes_per_voxel(
         Passes whose mean is taken.
     """
     parameters = card.parameters
-    layers = int(parameters.get("depth", 49)) * int(parameters.get("width", 2))
-    maps = int(parameters.get("in_channels", 1)) + layers
-    classes = len(card.classes)
+    channels = int(parameters.get("in_channels", 1))
+    depth, width = int(parameters.get("depth", 49)), int(parameters.get("width", 2))
+    maps, classes = channels + depth * width, len(card.classes)
     if code == "triton":
         plan = plan_of_parameters(parameters, itemsize)
-        waiting, result = 4.0 * 2 * int(parameters.get("in_channels", 1)), 2.0
+        waiting, result = 4.0 * 2 * channels, 2.0
         turned = 4.0 * (2 + 2 * classes) if flips > 1 else 0.0
         return plan.bytes_per_voxel(itemsize) + waiting + result + turned
-    if code == "cpu":  # the input in both types, the result; with flips both turned, and a sum
-        return itemsize * MARGINS * maps + 7.0 + (18.0 if flips > 1 else 0.0)
-    return 4.0 * (2.5 * maps + 4 * classes)
+    if code == "cpu":
+        if itemsize == 2:  # two maps of a layer lie together
+            maps = 2 * (-(-channels // 2) + depth * -(-width // 2))
+        reach = int(parameters.get("max_dilation", 7))
+        margins = math.prod((n + reach) / n for n in shape) if shape else 1.0
+        # The input in both types, the result; with flips both turned, and a sum.
+        return itemsize * max(MARGINS, margins) * maps + 7.0 + (18.0 if flips > 1 else 0.0)
+    return itemsize * 2.5 * maps + 16.0 * classes

@@ -80,15 +80,19 @@ def measured_halo(
     whole = once.probabilities(volume[None])[0, 1]
     halo = 1
     for axis in range(3):
-        middle = volume.shape[axis] // 2
-        half = np.ascontiguousarray(volume.take(range(middle), axis))
-        change = np.abs(once.probabilities(half[None])[0, 1] - whole.take(range(middle), axis))
-        others = tuple(k for k in range(3) if k != axis)
-        seen = np.flatnonzero(change.max(others) > tolerance)
-        if len(seen) and seen[0] == 0:
-            return None
-        halo = max([halo, *(middle - seen[:1])])
-    return int(halo)
+        length = volume.shape[axis]
+        for low, high in ((0, length // 2), (length // 2, length)):
+            part = np.ascontiguousarray(volume.take(range(low, high), axis))
+            there = once.probabilities(part[None])[0, 1]
+            change = np.abs(there - whole.take(range(low, high), axis))
+            others = tuple(k for k in range(3) if k != axis)
+            seen = np.flatnonzero(change.max(others) > tolerance)
+            # Sections from the cut to the farthest that has changed.
+            far = 0 if not len(seen) else high - low - seen[0] if low == 0 else seen[-1] + 1
+            if far == high - low:
+                return None
+            halo = max(halo, int(far))
+    return halo
 
 
 def _tried(

@@ -25,10 +25,11 @@ _TIMEOUT_S = 20
 
 
 class Available(NamedTuple):
-    """Memory that a network may use, and whether it is a GPU's."""
+    """Memory that a network may use; whether it is a GPU's, and that GPU's compute capability."""
 
     bytes: float
     on_gpu: bool
+    capability: float = 0.0
 
 
 def available(*, device: str = "auto", environment: Mapping[str, str] = os.environ) -> Available:
@@ -41,10 +42,10 @@ def available(*, device: str = "auto", environment: Mapping[str, str] = os.envir
     share = max(1, int(environment.get(SHARE_VARIABLE, "1")))
     warm = bool(environment.get(VARIABLE))
     # What is free now says nothing where the server may be computing.
-    gpu = _gpu_bytes(environment, "total" if warm else "free") if device != "cpu" else None
+    gpu = _gpu(environment, "total" if warm else "free") if device != "cpu" else None
     if gpu is not None:
-        left = max(gpu - SYSTEM_BYTES, gpu / 2)
-        return Available(left if warm else left / share, on_gpu=True)
+        left = max(gpu.bytes - SYSTEM_BYTES, gpu.bytes / 2)
+        return gpu._replace(bytes=left if warm else left / share)
     limits: list[float] = [psutil.virtual_memory().available / share]
     for path in _cgroup_files():
         text = path.read_text().strip() if path.is_file() else ""
@@ -77,17 +78,22 @@ def _cgroup_files() -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _gpu_bytes(environment: Mapping[str, str], which: str) -> float | None:
+def _gpu(environment: Mapping[str, str], which: str) -> Available | None:
     """Memory, free or total, of the first GPU that the job sees; None where it sees none."""
     seen = environment.get("CUDA_VISIBLE_DEVICES")
     first = None if seen is None else seen.split(",")[0].strip()
     if first in ("", "-1"):
         return None
-    call = ["nvidia-smi", f"--query-gpu=memory.{which}", "--format=csv,noheader,nounits"]
+    call = [
+        "nvidia-smi",
+        f"--query-gpu=memory.{which},compute_cap",
+        "--format=csv,noheader,nounits",
+    ]
     if first is not None:
         call.append(f"--id={first}")
     try:
         done = subprocess.run(call, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
-        return float(done.stdout.split()[0]) * 2**20
+        mebibytes, capability = done.stdout.splitlines()[0].split(",")
+        return Available(float(mebibytes) * 2**20, on_gpu=True, capability=float(capability))
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None

@@ -9,7 +9,7 @@ from typing import Any
 from tomoline.contracts import TilePlan, VolumeTransform
 from tomoline.errors import InputError
 from tomoline.io.atomic import atomic_path
-from tomoline.kernels.memory import bytes_per_voxel
+from tomoline.kernels.memory import Code, bytes_per_voxel
 from tomoline.log import get_logger
 from tomoline.networks.cards import ModelCard, load_card
 from tomoline.ops.tiles import choose_windows, cost, plan_tiles
@@ -25,6 +25,8 @@ MEMORY_SHARE, GPU_SHARE = 0.7, 0.9
 # A halo as long as the network looks gives the untiled volume's values to the last digit. Where it
 # costs more than this, a voxel, the measured halo of the card is taken.
 EXACT_COST = 1.5
+# Older GPUs run the plain layers.
+TRITON_CAPABILITY = 8.0
 # Without a GPU windows stay below this where that costs little: others use the machine too.
 MODEST_BYTES, MODEST_COST = 5e9, 1.25
 # With less memory than this for a window nothing sensible is left.
@@ -49,7 +51,9 @@ def run(
     memory = available(device=runs.device)
     plan = make_plan(
         shape, card, settings, memory_bytes=usable(memory),
-        per_voxel=window_bytes(card, runs, on_gpu=memory.on_gpu),
+        per_voxel=window_bytes(
+            card, runs, memory, shape=shape, elsewhere=settings.shards > 1
+        ),
         modest_bytes=math.inf if memory.on_gpu else MODEST_BYTES,
     )  # fmt: skip
     with atomic_path(outputs["plan"]) as partial:
@@ -68,17 +72,27 @@ def usable(memory: Available) -> float:
     return MEMORY_SHARE * memory.bytes
 
 
-def window_bytes(card: ModelCard, runs: InferenceSettings, *, on_gpu: bool) -> float:
-    """Bytes for each voxel of a window, with the code and the precision that will run it."""
-    if runs.kernel == "plain":
-        return bytes_per_voxel(card)
-    low = runs.precision == "bfloat16" or (
-        runs.precision == "auto" and (on_gpu or cpu_has_bfloat16())
-    )
+def window_bytes(
+    card: ModelCard,
+    runs: InferenceSettings,
+    memory: Available,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    elsewhere: bool = False,
+) -> float:
+    """Bytes for each voxel of a window, with the code and the precision that will run it.
+
+    Without a GPU the windows may be computed `elsewhere`, on nodes without bfloat16.
+    """
+    native = memory.on_gpu or (cpu_has_bfloat16() and not elsewhere)
+    low = runs.precision == "bfloat16" or (runs.precision == "auto" and native)
+    code: Code = "triton" if memory.on_gpu else "cpu"
+    runs_kernel = memory.capability >= TRITON_CAPABILITY if memory.on_gpu else native or not low
+    if runs.kernel == "plain" or not runs_kernel:
+        code = "plain"
     return bytes_per_voxel(
-        card, code="triton" if on_gpu else "cpu", itemsize=2 if low else 4,
-        flips=runs.test_time_flips,
-    )  # fmt: skip
+        card, code=code, itemsize=2 if low else 4, flips=runs.test_time_flips, shape=shape
+    )
 
 
 def make_plan(
@@ -114,10 +128,15 @@ def make_plan(
         if (plan := _plan(shape, settings.size_vox, (int(modest), most), halo))
     ]  # fmt: skip
     cheap = [plan for plan in plans if cost(plan) <= EXACT_COST]
-    if cheap:
-        return max(cheap, key=lambda plan: plan.halo_vox)
     if plans:
-        return min(plans, key=cost)
+        chosen = max(cheap, key=lambda plan: plan.halo_vox) if cheap else min(plans, key=cost)
+        if chosen.halo_vox < halos[0]:
+            log.warning(
+                "the network looks %d voxels far, for which windows would have to overlap more "
+                "than is worth it: a halo of %d is taken, beyond which no change was seen when it "
+                "was trained", reach, chosen.halo_vox,
+            )  # fmt: skip
+        return chosen
     if settings.halo_vox >= 0 and settings.size_vox:
         return plan_tiles(shape, size_vox=settings.size_vox, halo_vox=settings.halo_vox)  # refuses
     if settings.halo_vox >= 0 or most < SMALLEST_VOX:

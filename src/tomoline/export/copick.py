@@ -1,9 +1,10 @@
 """copick: a project with a picks file a tomogram and class, for ChimeraX, napari, copick's tools.
 
 `copick_config.json` beside `ExperimentRuns/<tilt series>/Picks/tomoline_0_<class>.json`, as
-copick's models and file system have it. A location is in angstrom: voxel times voxel size, so that 0 is the
-centre of the first voxel. Session 0 is copick's mark for picks made by a tool. The project holds no
-tomograms; copick's `add tomogram` puts them in. Names there know no `_` and no blanks: `-` instead.
+copick's models and file system have it. A location is in angstrom: voxel times voxel size, so that
+0 is the centre of the first voxel. Session 0 is copick's mark for picks made by a tool. The project
+holds no tomograms; copick's `add tomogram` puts them in. Names there know neither `_` nor blanks:
+`-` instead.
 """
 
 from __future__ import annotations
@@ -178,7 +179,8 @@ def _roots(path: Path, config: dict[str, Any]) -> list[Path]:
     found = [root for root in dict.fromkeys(named) if (root / "ExperimentRuns").is_dir()]
     own = path if path.is_dir() else path.parent  # a project may have been moved
     found = found or [root for root in [own] if (root / "ExperimentRuns").is_dir()]
-    if not found:
+    empty = "pickable_objects" in config and any(root.is_dir() for root in named)
+    if not found and not empty:
         raise InputError(
             path,
             expected="a copick project on this machine's disks, or a picks file",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from tomoline.export.dialect import Dialect, Place, TomogramParticles
@@ -39,7 +40,7 @@ def read(path: Path, place: Place) -> pd.DataFrame:
     """
     raw = read_text_table(path)
     if "tomogram" in raw:
-        raw = raw[[place.is_named(name) for name in raw["tomogram"]]]
+        raw = raw[np.array([place.is_named(name) for name in raw["tomogram"]], dtype=bool)]
     if "status" in raw:
         raw = raw[raw["status"] == "accepted"]
     return read_named_table(raw.reset_index(drop=True), path)

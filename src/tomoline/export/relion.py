@@ -142,7 +142,8 @@ def read_rows(
     raw = _particles(path)
     name = next((column for column in NAME_COLUMNS if column in raw), None)
     if name is not None:
-        raw = raw[[place.is_named(str(own)) for own in raw[name]]].reset_index(drop=True)
+        keep = np.array([place.is_named(str(own)) for own in raw[name]], dtype=bool)
+        raw = raw[keep].reset_index(drop=True)
     missing = [column for column in columns if column not in raw]
     if missing:
         raise InputError(

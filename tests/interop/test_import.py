@@ -252,6 +252,7 @@ def read_row(**changes):  # type: ignore[no-untyped-def]
         ("relion3", "nothing", "one data_ block"),
         ("dynamo", "1 2 3\n", "3 columns in line 1"),
         ("dynamo", "one two\n", "in line 1"),
+        ("dynamo", "".join(f"{n} 1 1 {'0 ' * 16}{n} {'0 ' * 15}\n" for n in (1, 2)), "picks.doc"),
         ("imod", "1 2\n", "lines of 2 numbers"),
         ("imod", "1 2 3\n1 1 2 3\n", "lines of 3, 4 numbers"),
         ("eman2", "[1]", "other JSON"),

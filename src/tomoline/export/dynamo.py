@@ -60,10 +60,15 @@ def read(path: Path, place: Place) -> pd.DataFrame:
     Shifts (columns 4 to 6) are added, as Dynamo does when it crops; angles are dropped.
     """
     table, names = _table(path), _documented(path)
+    numbers = [int(number) for number in table[:, TOMOGRAM - 1]]
     if names:
-        # all rows of a table whose .doc does not list them would be lost silently
-        keep = [place.is_named(names.get(int(n), str(int(n)))) for n in table[:, TOMOGRAM - 1]]
+        keep = [place.is_named(names.get(number, str(number))) for number in numbers]
         table = table[np.array(keep, dtype=bool)]
+    elif len(set(numbers)) > 1:
+        raise InputError(
+            path, expected=f"{path.stem}.doc beside it, as it has rows of several tomograms",
+            found="none", remedy="copy the .doc file of the same name beside the table",
+        )  # fmt: skip
     xyz = table[:, X - 1 : X + 2] + table[:, 3:6] - 1
     class_of = class_of_number(path.with_suffix(".classes.csv"), place)
     classes = [class_of(int(number)) for number in table[:, CLASS - 1]]

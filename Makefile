@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 CORES ?= all
 TESTS ?= tests
 
-.PHONY: help setup demo evaluation test lint format weights bench generate lock container
+.PHONY: help setup readers demo evaluation test lint format weights bench generate lock container
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -21,6 +21,13 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+.venv-copick/.ready: tests/interop/copick.lock
+	$(PYTHON) -m venv .venv-copick
+	.venv-copick/bin/python -m pip install --quiet --no-deps -r tests/interop/copick.lock
+	touch $@
+
+readers: .venv-copick/.ready ## Make .venv-copick, in which the tests read our copick projects with copick
 
 setup: $(READY) ## Make .venv with everything pinned in requirements.lock
 	@echo "Ready: $(BIN)/tomoline, $(BIN)/snakemake (source $(BIN)/activate)"

@@ -338,6 +338,67 @@ def scores_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    add_project(parser)
+    parser.add_argument("picks", type=Path, metavar="PICKS", help="file or project with the picks")
+    parser.add_argument(
+        "--dialect",
+        required=True,
+        metavar="NAME",
+        help="the program it is of (docs/coordinates.md)",
+    )
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="an onboarded dataset")
+    parser.add_argument(
+        "--tomogram",
+        metavar="NAME",
+        help="which one, where the file does not say (IMOD, EMAN2, ...)",
+    )
+    parser.add_argument(
+        "--classes", type=_names, default=(), metavar="A,B,...",
+        help="names of the classes 1, 2, ..., where the file has only numbers or none",
+    )  # fmt: skip
+    parser.add_argument(
+        "--radius", type=_positive, metavar="A",
+        help="the particles' radius in angstrom, where the file has none",
+    )  # fmt: skip
+    parser.add_argument(
+        "--relion-centre", choices=("picker", "cpp"), default="picker",
+        help="which of RELION-5's two centres the file counts from (default: picker)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--as-truth", action="store_true",
+        help="also name the annotations in the sheet, so that results are compared with them",
+    )  # fmt: skip
+
+
+@command("import", _import_arguments)
+def import_command(arguments: argparse.Namespace) -> int:
+    """Take picks made in another program as annotations of a dataset's tomograms.
+
+    Every dialect that is exported can be imported. The places are turned into voxels of your
+    tomograms and written to config/datasets/<dataset>_annotations/<tomogram>.csv.
+    """
+    from tomoline.stages.importing import Picks, format_imported, import_picks  # noqa: PLC0415
+
+    picks = Picks(
+        path=arguments.picks,
+        dialect=arguments.dialect,
+        dataset=arguments.dataset,
+        tomogram=arguments.tomogram,
+        class_names=arguments.classes,
+        radius_angstrom=arguments.radius,
+        relion_centre=arguments.relion_centre,
+        as_truth=arguments.as_truth,
+    )
+    done = import_picks(picks, project=arguments.project)
+    print(format_imported(done), end="")
+    return 0 if done.count and not done.unmatched else 1
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     add_project(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")

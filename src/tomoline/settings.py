@@ -198,7 +198,10 @@ class ExportSettings(Section):
     """Which files are written for other programs."""
 
     dialects: list[str] = Field(
-        ["relion5", "relion4", "csv"], min_length=1, description="Names of the dialects, see docs."
+        ["relion5", "relion4", "csv"],
+        min_length=1,
+        description="Programs that get files: relion5, relion4, relion3, warp, dynamo, imod, "
+        "eman2, copick, portal, csv (docs/coordinates.md).",
     )
     relion_centre: Literal["picker", "cpp"] = Field(
         "picker",

@@ -87,7 +87,7 @@ def test_unknown_dataset_lists_the_known_ones(project: Project) -> None:
 
 
 def test_unknown_dialect_and_class_list_the_known_ones(project: Project) -> None:
-    assert "relion5, relion4, csv" in refusal(project, export={"dialects": ["relion6"]})
+    assert "relion5, relion4, relion3, warp" in refusal(project, export={"dialects": ["relion6"]})
     assert "ball, cube" in refusal(project, export={"classes": ["sphere"]})
     dataset = project.folder / "config" / "datasets" / "tiny.yaml"
     raw = yaml.safe_load(dataset.read_text())

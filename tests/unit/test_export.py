@@ -9,9 +9,11 @@ import starfile
 
 from tomoline.contracts import VolumeTransform
 from tomoline.errors import InputError
+from tomoline.export.dialect import Place
+from tomoline.export.geometry import TomogramGeometry
 from tomoline.export.registry import DIALECTS, dialect
 from tomoline.io.tables import read_particles, write_particles
-from tomoline.settings import ExportSettings
+from tomoline.settings import DatasetSettings, ExportSettings, validated
 from tomoline.stages import combine, export
 
 DATASET = {"name": "d", "sheet": "d.tsv", "tilt_series_pixel_size_angstrom": 2.5}
@@ -67,8 +69,12 @@ def test_relion5_file_is_exactly_this(tmp_path: Path) -> None:
         "_rlnCenteredCoordinateXAngst #2\n_rlnCenteredCoordinateYAngst #3\n"
         "_rlnCenteredCoordinateZAngst #4\n_rlnTomoParticleName #5\n_rlnOpticsGroup #6\n"
         "_rlnClassNumber #7\n_rlnAutopickFigureOfMerit #8\n_tomolineClassName #9\n"
-        "TS_1 -167.500000 -127.500000 -87.500000 TS_1/1 1 2 0.900000 4v94\n"
-        "TS_1 -167.500000 -127.500000 -57.500000 TS_1/4 1 1 0.400000 1bxn\n"
+        "_tomolineVoteShare #10\n_tomolineMargin #11\n"
+        "_tomolineProbability_1bxn #12\n_tomolineProbability_4v94 #13\n"
+        "TS_1 -167.500000 -127.500000 -87.500000 TS_1/1 1 2 0.900000 4v94 "
+        "0.500000 0.250000 0.500000 0.500000\n"
+        "TS_1 -167.500000 -127.500000 -57.500000 TS_1/4 1 1 0.400000 1bxn "
+        "0.500000 0.250000 0.500000 0.500000\n"
         "\n\ndata_optics\n\nloop_\n_rlnOpticsGroup #1\n_rlnOpticsGroupName #2\n_rlnVoltage #3\n"
         "_rlnSphericalAberration #4\n_rlnAmplitudeContrast #5\n_rlnTomoTiltSeriesPixelSize #6\n"
         "1 opticsGroup1 300.000000 2.700000 0.100000 2.500000\n\n"
@@ -100,15 +106,21 @@ def test_csv_is_the_canonical_table(tmp_path: Path) -> None:
      ({"classes": ["1bxn"], "min_score": 0.5}, 0)],
 )  # fmt: skip
 def test_filters(name: str, settings: dict, left: int, tmp_path: Path) -> None:
-    path = one(tmp_path, name, **settings)
-    if name == "csv":
-        assert len(pd.read_csv(path)) == left
-    else:
-        assert len(starfile.read(path, always_dict=True)["particles"]) == left
+    assert len(read_back(name, one(tmp_path, name, **settings))) == left
+
+
+def read_back(name: str, path: Path) -> pd.DataFrame:
+    """Annotations of a file of the tomogram TS_1 of `make`."""
+    dataset = validated(DatasetSettings, DATASET, source="test")
+    geometry = TomogramGeometry.of_given((20, 30, 40), 10.0, dataset)
+    return DIALECTS[name].read(path, Place(geometry=geometry))
 
 
 def test_unknown_names_list_the_known(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="relion5, relion4, csv"):
+    with pytest.raises(
+        InputError,
+        match="relion5, relion4, relion3, warp, dynamo, imod, eman2, copick, portal, csv",
+    ):
         dialect("relion6")
     with pytest.raises(InputError, match="1bxn, 4v94"):
         one(tmp_path, classes=["4V94"])
@@ -195,11 +207,84 @@ def test_combined_relion4_and_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", DIALECTS)
 def test_a_dataset_without_particles(name: str, tmp_path: Path) -> None:
     folder = run_combine(tmp_path, name, {"a": [], "b": [(1, "", 0.1)]})
-    for path in folder.iterdir():
+    assert (folder / DIALECTS[name].combined_name).is_file()
+    for path in folder.rglob("*"):
         if path.suffix == ".csv":
-            assert len(pd.read_csv(path)) == 0
-        else:
-            assert len(starfile.read(path, always_dict=True)["particles"]) == 0
+            listed = 2 if path.name == "index.csv" and name == "eman2" else 0
+            listed = len(CLASSES) if path.name.endswith("classes.csv") else listed
+            assert len(pd.read_csv(path)) == listed
+        elif path.suffix == ".star" and path.name != "micrographs.star":
+            assert len(next(iter(starfile.read(path, always_dict=True).values()))) == 0
+        elif path.suffix in (".tbl", ".txt"):
+            assert path.read_text() == ""
+        assert path.suffix != ".ndjson"
+        assert path.parent.name != "Picks"
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_combined_files_hold_each_tomogram_and_class(name: str, tmp_path: Path) -> None:
+    """Of every dialect the whole data set comes back, and each class's own file its own."""
+    folder = run_combine(tmp_path, name, TABLES)
+    found = 0
+    for series, file in (("TS_a", "TS_a"), ("TS_c", "TS_c")):
+        path = {
+            "imod": folder / f"{file}.txt",
+            "eman2": folder / "info" / f"{file}_info.json",
+            "portal": folder / file,
+        }.get(name, folder / DIALECTS[name].combined_name)
+        # csv knows tomograms and not tilt series, Dynamo their files
+        place = Place(
+            geometry=TomogramGeometry.of_given(
+                (20, 30, 40), 10.0, validated(DatasetSettings, DATASET, source="test")
+            ),
+            is_named=lambda own, series=series: series[-1] == Path(own).stem[-1],
+        )
+        table = DIALECTS[name].read(path, place)
+        assert sorted(table["class"]) == (["1bxn", "4v94"] if series == "TS_a" else ["1bxn"])
+        found += len(table)
+    assert found == 3
+    suffixes = {"relion5": "star", "relion4": "star", "relion3": "star", "warp": "star",
+                "dynamo": "tbl", "csv": "csv"}  # fmt: skip
+    if name in suffixes:
+        path = folder / f"4v94.{suffixes[name]}"
+        assert set(read_back(name, path)["class"]) == {"4v94"}
+
+
+def test_warp_files_of_several_voxel_sizes_are_in_the_firsts(tmp_path: Path) -> None:
+    """Warp is told one --coords_angpix: 10 A in voxels of 12 A are 1.2 voxels of 10 A."""
+    made = [make(tmp_path, name, [(1, "1bxn", 0.7)]) for name in ("a", "b")]
+    other = Path(made[1]["transform"])
+    raw = json.loads(other.read_text())
+    other.write_text(json.dumps(raw | {"given_voxel_size_angstrom": 12.0}))
+    combine.run(
+        {"particles": [m["particles"] for m in made], "transforms": [m["transform"] for m in made]},
+        {"warp": tmp_path / "out" / "particles.star"}, settings=ExportSettings(),
+        dataset={"name": "d", "sheet": "d.tsv"}, tilt_series=["a", "b"],
+    )  # fmt: skip
+    path = tmp_path / "out" / "particles.star"
+    assert path.read_text().startswith("# --coords_angpix 10.0\n")
+    table = next(iter(starfile.read(path, always_dict=True).values()))
+    assert list(table["rlnCoordinateX"]) == pytest.approx([3.0, 3.6])
+
+
+def test_a_file_that_is_not_turned_is_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = make(tmp_path, "t1", ROWS)
+    transform = Path(made["transform"])
+    raw = json.loads(transform.read_text())
+    transform.write_text(json.dumps(raw | {"axes": "xzy"}))
+    with caplog.at_level("WARNING"):
+        export.run(
+            made, {name: tmp_path / "o" / DIALECTS[name].file_name for name in ("warp", "dynamo")},
+            settings=ExportSettings(), dataset=DATASET, tilt_series="TS_1",
+        )  # fmt: skip
+    assert [record.args[0] for record in caplog.records] == ["dynamo"]
+
+
+def test_the_setting_names_every_dialect() -> None:
+    description = ExportSettings.model_fields["dialects"].description or ""
+    assert all(name in description.replace(",", " ").split() for name in DIALECTS)
 
 
 def test_pixel_sizes_get_optics_groups_of_their_own(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ import pytest
 import starfile
 from tiny_project import CENTRES, Project, make_project
 
+from tomoline.contracts import STAGES
+from tomoline.export.registry import DIALECTS
+
 DATASET_RULES = {"combine", "report_dataset", "all"}
 Done = subprocess.CompletedProcess[str]
 
@@ -175,12 +178,18 @@ def test_intermediate_files_are_gone_and_costs_are_known(
 
 CHANGES: dict[str, tuple[dict[str, object], set[str], set[str]]] = {
     "export": ({"export": {"min_score": 0.5}}, {"export", "combine"}, {"vote", "evaluate"}),
+    "export classes": (
+        {"export": {"classes": ["ball"]}}, {"export", "combine"}, {*STAGES} - {"export"},
+    ),
+    "export dialects": (
+        {"export": {"dialects": list(DIALECTS)}}, {"export", "combine"}, {*STAGES} - {"export"},
+    ),
     "vote": ({"vote": {"min_vote_share": 0.1}}, {"vote", "extract", "evaluate"}, {"segment"}),
     "report": ({"report": {"slices": 3}}, {"report_tomogram"}, {"vote", "prepare"}),
     "evaluate": ({"evaluate": {"beta": 2.0}}, {"evaluate"}, {"vote", "prepare"}),
     "keep": ({"keep": ["prepared", "mask"]}, set(), {"vote", "segment", "prepare"}),
     "cluster": ({"cluster": {"min_size_vox": 9}}, {"segment", "cluster", "vote"}, {"prepare"}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(CHANGES))

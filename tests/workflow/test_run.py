@@ -13,6 +13,11 @@ import yaml
 from snakemake.profiles import ProfileConfigFileParser
 from tiny_project import ROOT, Project, make_project
 
+from tomoline.export.dialect import Place
+from tomoline.export.registry import DIALECTS
+from tomoline.io.sheet import load_dataset
+from tomoline.stages.importing import geometry_of
+
 CENTRES = {"one": [(12, 12, 14), (28, 30, 40)], "empty": [], "spare": [(20, 20, 20)]}
 
 
@@ -27,6 +32,18 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Project:
     done = project.snakemake()
     assert done.returncode == 0, done.stderr
     return project
+
+
+@pytest.fixture(scope="module")
+def exported(kept: Project) -> Project:
+    """The same, and then all dialects named in the settings and run again."""
+    config = kept.folder / "config" / "config.yaml"
+    settings = {**yaml.safe_load(config.read_text()), "export": {"dialects": list(DIALECTS)}}
+    config.write_text(yaml.safe_dump(settings))
+    done = kept.snakemake()
+    assert done.returncode == 0, done.stderr
+    assert not re.findall(r"rule (prepare|tile|segment|classify|vote):", done.stderr)
+    return kept
 
 
 def accepted(project: Project, tomogram: str) -> pd.DataFrame:
@@ -67,6 +84,25 @@ def test_an_empty_tomogram_gives_valid_empty_files_and_a_row(kept: Project) -> N
         assert len(tables["particles"]) == 0
     assert len(pd.read_csv(kept.file("empty", "export", "particles.csv"))) == 0
     assert kept.file("empty", "report", "tomogram.html").is_file()
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_dialects_named_later_are_written_by_the_next_run(exported: Project, name: str) -> None:
+    """Each tomogram's own file, read back, has its particles; the data set's file is there."""
+    entry = DIALECTS[name]
+    dataset, (row, *_) = load_dataset("tiny", folder=exported.folder / "config" / "datasets")
+    place = Place(geometry=geometry_of(row, dataset))
+    table = entry.read(exported.file("one", "export", *entry.file_name.split("/")), place)
+    found = table[["z_vox", "y_vox", "x_vox"]].to_numpy()
+    wanted = accepted(exported, "one")[["z_vox", "y_vox", "x_vox"]].to_numpy()
+    assert len(found) == len(wanted) == 2
+    for centre in wanted:
+        assert np.abs(found - centre).max(axis=1).min() < 0.01
+    assert exported.file("export", name, entry.combined_name).is_file()
+
+
+def test_nothing_is_left_to_do_then(exported: Project) -> None:
+    assert exported.planned() == {}
 
 
 def test_the_summary_lists_rows_that_were_not_run(kept: Project) -> None:

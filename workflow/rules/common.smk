@@ -349,8 +349,20 @@ def targets(wildcards):
         ]
         wanted += [path.format(dataset=dataset) for path in combined_files().values()]
         # A tomogram's page comes last of all; its file for the first program stands for the others.
-        first = exported(CONFIG.export.dialects[0])
+        first, *others = [exported(name) for name in CONFIG.export.dialects]
         for row in rows:
             wanted.append(shown(dataset, row.tomogram))
             wanted.append(first.format(dataset=dataset, tomogram=row.tomogram))
+            wanted += added(wanted[-1], others, dataset, row.tomogram)
     return wanted
+
+
+def added(first, others, dataset, tomogram):
+    """Files for programs that were added to the settings after a tomogram was exported.
+
+    Snakemake takes a job whose other outputs are there, and were not made by it, for done.
+    """
+    if not Path(first).exists():
+        return []
+    paths = [other.format(dataset=dataset, tomogram=tomogram) for other in others]
+    return [path for path in paths if not Path(path).exists()]

@@ -1,7 +1,8 @@
-"""What an exporter is given, what it promises, and which particles it may write."""
+"""What exporters and importers are given, what they promise, and which particles are written."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tomoline.errors import InputError
-from tomoline.export.geometry import TomogramGeometry
+from tomoline.export.geometry import RelionCentre, TomogramGeometry
+from tomoline.io.atomic import write_text
 from tomoline.settings import DatasetSettings, ExportSettings
 
 PROBABILITY_PREFIX = "p_"
+UNCLASSIFIED = "unclassified"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,8 @@ class TomogramParticles:
 
     `particles` has PARTICLE_COLUMNS and one `p_<class>` column a class; `tilt_series` is the name
     that RELION and Warp know; `star_path` is where this tomogram's own RELION-5 file lies, for the
-    import list.
+    import list. `source` is the tomogram's file, for programs that open it themselves; with
+    `is_turned` it is still in `tilt`'s axis order, while the particles are in the turned one.
     """
 
     tilt_series: str
@@ -31,6 +35,8 @@ class TomogramParticles:
     geometry: TomogramGeometry
     dataset: DatasetSettings
     star_path: Path | None = None
+    source: Path | None = None
+    is_turned: bool = False
 
     @property
     def classes(self) -> list[str]:
@@ -48,17 +54,62 @@ class TomogramParticles:
         """Coordinates (n, 3) in voxels of the given tomogram."""
         return self.particles[["z_vox", "y_vox", "x_vox"]].to_numpy(dtype=float)
 
+    def class_names(self) -> list[str]:
+        """The class of each particle; UNCLASSIFIED where it has none."""
+        names = self.particles["class"]
+        return [UNCLASSIFIED if pd.isna(name) or name == "" else str(name) for name in names]
+
+    def scores(self) -> NDArray[np.float64]:
+        """Scores (n,), 0 to 1."""
+        return self.particles["score"].to_numpy(dtype=float)
+
+    def of_class(self, name: str) -> TomogramParticles:
+        """The particles of one class only."""
+        keep = np.array([own == name for own in self.class_names()], dtype=bool)
+        return replace(self, particles=self.particles[keep].reset_index(drop=True))
+
+    @property
+    def file_path(self) -> str:
+        """The tomogram's file as an absolute path; the tilt series' name where it is not known."""
+        return str(self.source.resolve()) if self.source is not None else self.tilt_series
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The tomogram that picks are read for.
+
+    `is_named` says whether a name in the file means this tomogram; it is asked only where the file
+    has names. `class_names` are the classes of the numbers 1, 2, ... in a file that holds only
+    numbers and has no list of classes beside it.
+    """
+
+    geometry: TomogramGeometry
+    is_named: Callable[[str], bool] = lambda name: True
+    relion_centre: RelionCentre = "picker"
+    class_names: tuple[str, ...] = ()
+
 
 WriteOne = Callable[[TomogramParticles, Path, ExportSettings], None]
 WriteAll = Callable[[Sequence[TomogramParticles], Path, ExportSettings], list[Path]]
+Read = Callable[[Path, Place], pd.DataFrame]
+Names = Callable[[Path], list[str]]
+
+
+def no_names(path: Path) -> list[str]:
+    """For dialects whose files do not say which tomogram they are of."""
+    return []
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
     """One file format for one other program.
 
-    `write` writes one tomogram's file; `write_combined` writes a dataset's files into a folder
-    and returns them. Both are given tables that `selected` has been through.
+    `write` writes one tomogram's file (and what belongs beside it); `write_combined` writes a
+    dataset's files into a folder and returns them. Both are given tables that `selected` has been
+    through. `read` gives what a file, ours or the other program's, holds for one tomogram as a
+    table of `io.annotations` in voxels of the given tomogram; `names` lists the tomograms that a
+    file names. `keeps` says what of a particle beside its place comes back from a file.
+    `opens_tomogram`: the program reads the tomogram's own file, so it has to be turned first.
     """
 
     name: str
@@ -67,6 +118,10 @@ class Dialect:
     description: str
     write: WriteOne
     write_combined: WriteAll
+    read: Read
+    names: Names = no_names
+    keeps: frozenset[str] = frozenset({"class", "score"})
+    opens_tomogram: bool = False
 
 
 def selected(tomogram: TomogramParticles, settings: ExportSettings) -> TomogramParticles:
@@ -99,3 +154,53 @@ def check_classes(wanted: Sequence[str], known: Sequence[str]) -> None:
 def class_order(tomograms: Sequence[TomogramParticles]) -> list[str]:
     """Every class of every table, first come first, so that numbers agree between tables."""
     return list(dict.fromkeys(name for tomogram in tomograms for name in tomogram.classes))
+
+
+def listed_classes(tomograms: Sequence[TomogramParticles]) -> list[str]:
+    """`class_order`, with UNCLASSIFIED behind it where a particle has no class."""
+    classes = class_order(tomograms)
+    bare = any(UNCLASSIFIED in tomogram.class_names() for tomogram in tomograms)
+    return [*classes, UNCLASSIFIED] if bare and UNCLASSIFIED not in classes else classes
+
+
+def wanted_classes(
+    tomograms: Sequence[TomogramParticles], settings: ExportSettings
+) -> tuple[list[str], list[str]]:
+    """Classes that get a file of their own, and those that must not have one left over."""
+    classes = listed_classes(tomograms)
+    wanted = [name for name in classes if not settings.classes or name in settings.classes]
+    return wanted, [name for name in classes if name not in wanted]
+
+
+def class_file_name(name: str, suffix: str = ".star") -> str:
+    """File name for one class's particles; never one of the other files' names."""
+    safe = safe_file_name(name)
+    reserved = {"particles", "import", "micrographs", "classes", "index"}
+    return f"class_{safe}{suffix}" if safe in reserved else f"{safe}{suffix}"
+
+
+def safe_file_name(name: str) -> str:
+    """A name as it can be a file's."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)
+
+
+def write_class_list(path: Path, classes: Sequence[str]) -> None:
+    """Write which class the numbers 1, 2, ... of a file beside it mean."""
+    rows = [f"{number},{name}" for number, name in enumerate(classes, 1)]
+    write_text(path, "\n".join(["number,class", *rows]) + "\n")
+
+
+def class_of_number(path: Path, place: Place) -> Callable[[int], str]:
+    """How a file's class numbers are to be understood.
+
+    By the list that an exporter wrote to `path`, else by `place.class_names`, else as they are
+    (0: no class).
+    """
+    if place.class_names:
+        known = dict(enumerate(place.class_names, 1))
+    elif path.is_file():
+        table = pd.read_csv(path, dtype={"class": str}, keep_default_na=False)
+        known = dict(zip(table["number"].astype(int), table["class"], strict=True))
+    else:
+        known = {}
+    return lambda number: known.get(number, str(number) if number else "")

@@ -53,11 +53,18 @@ class TomogramGeometry:
 
     @classmethod
     def of(cls, transform: VolumeTransform, dataset: DatasetSettings) -> TomogramGeometry:
-        """Join what `prepare` found with what the dataset's settings say.
+        """Join what `prepare` found with what the dataset's settings say; as `of_given`."""
+        voxel = transform.given_voxel_size_angstrom
+        return cls.of_given(transform.given_shape_zyx, voxel, dataset)
+
+    @classmethod
+    def of_given(
+        cls, shape_zyx: tuple[int, int, int], voxel: float, dataset: DatasetSettings
+    ) -> TomogramGeometry:
+        """Geometry of a tomogram of this size and voxel size (angstrom), turned if it had to be.
 
         Raises InputError where the tilt series' pixel is larger than the tomogram's voxel.
         """
-        voxel = transform.given_voxel_size_angstrom
         pixel = dataset.tilt_series_pixel_size_angstrom or voxel
         if pixel > voxel * 1.001:
             raise InputError(
@@ -68,7 +75,7 @@ class TomogramGeometry:
                 remedy="give the unbinned pixel size of the tilt series",
             )
         binning = voxel / pixel
-        given = transform.given_shape_zyx
+        given = shape_zyx
         unbinned = (given[0] * binning, given[1] * binning, given[2] * binning)
         if dataset.unbinned_size_xyz is not None:
             x, y, z = dataset.unbinned_size_xyz

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from tomoline.errors import InputError
-from tomoline.export import csv, relion4, relion5
+from tomoline.export import (
+    copick,
+    csv,
+    dynamo,
+    eman2,
+    imod,
+    portal,
+    relion3,
+    relion4,
+    relion5,
+    warp,
+)
 from tomoline.export.dialect import Dialect
 
 DIALECTS: dict[str, Dialect] = {
     "relion5": relion5.DIALECT,
     "relion4": relion4.DIALECT,
+    "relion3": relion3.DIALECT,
+    "warp": warp.DIALECT,
+    "dynamo": dynamo.DIALECT,
+    "imod": imod.DIALECT,
+    "eman2": eman2.DIALECT,
+    "copick": copick.DIALECT,
+    "portal": portal.DIALECT,
     "csv": csv.DIALECT,
 }
 

@@ -1,12 +1,14 @@
-"""What RELION-4 and RELION-5 files share: optics, names, classes, scores and the order of blocks.
+"""What the STAR dialects share: optics, names, classes, scores, the order of blocks, and reading.
 
-The `particles` block comes first and `optics` second. RELION finds both by name, except
-`relion_tomo_import_coordinates`, which reads the first block of each listed file, whatever its
-name: with the optics first it would find no coordinates.
+RELION-4 and -5: the `particles` block comes first and `optics` second. RELION finds both by name,
+except `relion_tomo_import_coordinates`, which reads the first block of each listed file, whatever
+its name: with the optics first it would find no coordinates. RELION-3 and Warp get one block
+without a name.
 
-Beyond what RELION needs: `rlnClassNumber` (1-based, the model's order; RELION's subset selection
-knows it), `rlnAutopickFigureOfMerit` (our score, 0..1) and `tomolineClassName`, a label that
-RELION does not know and therefore keeps untouched, with a warning.
+Beyond what the programs need: `rlnClassNumber` (1-based, the model's order; RELION's subset
+selection knows it), `rlnAutopickFigureOfMerit` (our score, 0..1) and labels of our own, which
+RELION and Warp do not know and therefore keep untouched, RELION with a warning:
+`tomolineClassName`, `tomolineVoteShare`, `tomolineMargin`, `tomolineProbability_<class>`.
 """
 
 from __future__ import annotations
@@ -15,15 +17,33 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from tomoline.export.dialect import TomogramParticles, class_order
-from tomoline.io.star import write_star
+from tomoline.errors import InputError
+from tomoline.export.dialect import (
+    PROBABILITY_PREFIX,
+    Place,
+    TomogramParticles,
+    class_file_name,
+    class_order,
+    wanted_classes,
+)
+from tomoline.io.annotations import annotation_table
+from tomoline.io.star import read_star, write_star
 from tomoline.settings import ExportSettings
 
 CLASS_NAME = "tomolineClassName"
-UNCLASSIFIED = "unclassified"
+SCORE = "rlnAutopickFigureOfMerit"
+NAME_COLUMNS = ("rlnTomoName", "rlnMicrographName")
 Coordinates = Callable[[TomogramParticles, ExportSettings], pd.DataFrame]
+WriteClass = Callable[[Path, str], None]
+
+# What names the tomogram, and holds the places, in a STAR file of any of the programs.
+_TEXT_COLUMNS = (*NAME_COLUMNS, CLASS_NAME)
+CENTRED = tuple(f"rlnCenteredCoordinate{axis}Angst" for axis in "ZYX")
+CORNER = tuple(f"rlnCoordinate{axis}" for axis in "ZYX")
 
 
 def write_relion(
@@ -35,47 +55,147 @@ def write_relion(
     version: int,
     only_class: str | None = None,
 ) -> None:
-    """Write the particles of one or more tomograms as one STAR file.
+    """Write the particles of one or more tomograms as one STAR file of RELION-4 or -5.
 
     `coordinates` gives the dialect's coordinate columns, one row a particle; `version` is RELION's
     table version (30001 or 50001), without which it takes the file for an older one.
     """
     groups = _optics_groups(tomograms)
-    classes = class_order(tomograms)
-    tables = []
-    for tomogram in tomograms:
-        group = groups[tomogram.geometry.pixel_size_angstrom]
-        table = _particle_table(tomogram, coordinates(tomogram, settings), group, classes)
-        if only_class is not None:
-            table = table[table[CLASS_NAME] == only_class]
-        tables.append(table)
-    filled = [table for table in tables if len(table)] or tables[:1]
-    blocks = {"particles": pd.concat(filled, ignore_index=True), "optics": _optics(tomograms)}
+
+    def columns(tomogram: TomogramParticles) -> pd.DataFrame:
+        series, ids = tomogram.tilt_series, tomogram.particles["particle_id"].astype(int)
+        table = pd.DataFrame({"rlnTomoName": [series] * len(ids)})
+        places = coordinates(tomogram, settings).reset_index(drop=True)
+        table = pd.concat([table, places], axis=1)
+        table["rlnTomoParticleName"] = [f"{series}/{n}" for n in ids]
+        table["rlnOpticsGroup"] = groups[tomogram.geometry.pixel_size_angstrom]
+        return table
+
+    particles = particle_table(tomograms, columns, only_class=only_class)
+    blocks = {"particles": particles, "optics": _optics(tomograms)}
     write_star(path, blocks, comment=f"version {version}")
 
 
-def class_file_name(name: str) -> str:
-    """File name for one class's particles; never one of the other files' names."""
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
-    return f"class_{safe}.star" if safe in {"particles", "import"} else f"{safe}.star"
+def write_plain(
+    tomograms: Sequence[TomogramParticles],
+    path: Path,
+    columns: Callable[[TomogramParticles], pd.DataFrame],
+    *,
+    only_class: str | None = None,
+    comment: str = "",
+) -> None:
+    """Write one block without a name, as RELION-3 and Warp read it."""
+    table = particle_table(tomograms, columns, only_class=only_class)
+    write_star(path, {"": table}, comment=comment)
 
 
-def _particle_table(
-    tomogram: TomogramParticles, coordinates: pd.DataFrame, group: int, classes: Sequence[str]
+def particle_table(
+    tomograms: Sequence[TomogramParticles],
+    columns: Callable[[TomogramParticles], pd.DataFrame],
+    *,
+    only_class: str | None = None,
 ) -> pd.DataFrame:
-    particles = tomogram.particles
-    names = [
-        UNCLASSIFIED if pd.isna(name) or name == "" else str(name) for name in particles["class"]
-    ]
+    """Join a dialect's own columns with the class and the scores, one row a particle."""
+    classes = class_order(tomograms)
+    tables = []
+    for tomogram in tomograms:
+        table = pd.concat([columns(tomogram), _judgement(tomogram, classes)], axis=1)
+        tables.append(table if only_class is None else table[table[CLASS_NAME] == only_class])
+    filled = [table for table in tables if len(table)] or tables[:1]
+    return pd.concat(filled, ignore_index=True)
+
+
+def write_class_files(
+    tomograms: Sequence[TomogramParticles],
+    folder: Path,
+    settings: ExportSettings,
+    write: WriteClass,
+    *,
+    suffix: str = ".star",
+) -> list[Path]:
+    """Call `write(path, class)` for each wanted class; files of unwanted ones go."""
+    wanted, unwanted = wanted_classes(tomograms, settings)
+    for name in unwanted:  # left over from a run with other settings
+        (folder / class_file_name(name, suffix)).unlink(missing_ok=True)
+    written = []
+    for name in wanted:
+        path = folder / class_file_name(name, suffix)
+        write(path, name)
+        written.append(path)
+    return written
+
+
+def read_names(path: Path) -> list[str]:
+    """Return the tomograms that a STAR file of particles names, first come first."""
+    raw = _particles(path)
+    column = next((name for name in NAME_COLUMNS if name in raw), None)
+    return [] if column is None else list(dict.fromkeys(raw[column].astype(str)))
+
+
+def read_rows(
+    path: Path, place: Place, columns: Sequence[str]
+) -> tuple[pd.DataFrame, NDArray[np.float64]]:
+    """Return a tomogram's rows and their coordinates (n, 3), zyx, of the named columns (z, y, x).
+
+    Raises InputError for a missing column or a coordinate that is not a number.
+    """
+    raw = _particles(path)
+    name = next((column for column in NAME_COLUMNS if column in raw), None)
+    if name is not None:
+        keep = np.array([place.is_named(str(own)) for own in raw[name]], dtype=bool)
+        raw = raw[keep].reset_index(drop=True)
+    missing = [column for column in columns if column not in raw]
+    if missing:
+        raise InputError(
+            path,
+            expected=f"columns {', '.join(reversed(columns))}",
+            found=f"columns {', '.join(map(str, raw.columns))}",
+            remedy="give the file of particles itself, or name its dialect with --dialect",
+        )
+    values = raw[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        raise InputError(
+            path,
+            expected=f"numbers in {', '.join(reversed(columns))}",
+            found=f"{list(raw[list(columns)].iloc[row])[::-1]} in row {row + 1}",
+            remedy="correct the row",
+        )
+    return raw, values
+
+
+def read_judged(raw: pd.DataFrame, zyx_vox: NDArray[np.float64], place: Place) -> pd.DataFrame:
+    """Return annotations of STAR rows: our class name, else the class number, and the score."""
+    if CLASS_NAME in raw:
+        classes = [str(name) for name in raw[CLASS_NAME]]
+    elif "rlnClassNumber" in raw:
+        known = dict(enumerate(place.class_names, 1))
+        numbers = raw["rlnClassNumber"].astype(int)
+        classes = [known.get(number, str(number) if number else "") for number in numbers]
+    else:
+        classes = [""] * len(raw)
+    scores = raw[SCORE].to_numpy(dtype=float) if SCORE in raw else None
+    return annotation_table(zyx_vox, classes, scores=scores)
+
+
+def _particles(path: Path) -> pd.DataFrame:
+    blocks = read_star(path, text_columns=_TEXT_COLUMNS)
+    return blocks.get("particles", next(iter(blocks.values())))
+
+
+def _judgement(tomogram: TomogramParticles, classes: Sequence[str]) -> pd.DataFrame:
+    """Columns of class and scores; 0 for a probability that the table does not have."""
+    particles, names = tomogram.particles, tomogram.class_names()
     number = {name: n for n, name in enumerate(classes, 1)}
-    table = pd.DataFrame({"rlnTomoName": [tomogram.tilt_series] * len(particles)})
-    table = pd.concat([table, coordinates.reset_index(drop=True)], axis=1)
-    ids = particles["particle_id"].astype(int)
-    table["rlnTomoParticleName"] = [f"{tomogram.tilt_series}/{n}" for n in ids]
-    table["rlnOpticsGroup"] = group
-    table["rlnClassNumber"] = [number.get(name, 0) for name in names]
-    table["rlnAutopickFigureOfMerit"] = particles["score"].astype(float).to_numpy()
+    table = pd.DataFrame({"rlnClassNumber": [number.get(name, 0) for name in names]})
+    table[SCORE] = tomogram.scores()
     table[CLASS_NAME] = names
+    table["tomolineVoteShare"] = particles["vote_share"].to_numpy(dtype=float)
+    table["tomolineMargin"] = particles["margin"].to_numpy(dtype=float)
+    for name in classes:
+        column = PROBABILITY_PREFIX + name
+        label = "tomolineProbability_" + re.sub(r"[^A-Za-z0-9._-]", "_", name)
+        table[label] = particles[column].to_numpy(dtype=float) if column in particles else 0.0
     return table
 
 

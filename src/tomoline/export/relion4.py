@@ -13,15 +13,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from tomoline.export.dialect import Dialect, TomogramParticles
-from tomoline.export.relion import write_relion
+from tomoline.export.dialect import Dialect, Place, TomogramParticles
+from tomoline.export.relion import (
+    CORNER,
+    read_judged,
+    read_names,
+    read_rows,
+    write_class_files,
+    write_relion,
+)
 from tomoline.settings import ExportSettings
 
 
 def corner_coordinates(tomogram: TomogramParticles, settings: ExportSettings) -> pd.DataFrame:
     """Columns rlnCoordinate{X,Y,Z}."""
     zyx = tomogram.geometry.to_unbinned(tomogram.zyx_vox())
-    return pd.DataFrame(zyx[:, ::-1], columns=[f"rlnCoordinate{axis}" for axis in "XYZ"])
+    return pd.DataFrame(zyx[:, ::-1], columns=list(CORNER[::-1]))
 
 
 _write = partial(write_relion, coordinates=corner_coordinates, version=30001)
@@ -35,10 +42,20 @@ def write(tomogram: TomogramParticles, path: Path, settings: ExportSettings) -> 
 def write_combined(
     tomograms: Sequence[TomogramParticles], folder: Path, settings: ExportSettings
 ) -> list[Path]:
-    """Write particles.star, which RELION-4's import reads as it is."""
+    """Write particles.star, which RELION-4's import reads as it is, and a <class>.star a class."""
     path = folder / "particles.star"
     _write(tomograms, path, settings)
-    return [path]
+
+    def write_class(path: Path, name: str) -> None:
+        _write(tomograms, path, settings, only_class=name)
+
+    return [path, *write_class_files(tomograms, folder, settings, write_class)]
+
+
+def read(path: Path, place: Place) -> pd.DataFrame:
+    """Read a tomogram's particles; `rlnOrigin*` are not applied."""
+    raw, zyx = read_rows(path, place, CORNER)
+    return read_judged(raw, place.geometry.from_unbinned(zyx), place)
 
 
 DIALECT = Dialect(
@@ -48,4 +65,6 @@ DIALECT = Dialect(
     description="RELION-4 particle set: unbinned pixels from the corner, with optics",
     write=write,
     write_combined=write_combined,
+    read=read,
+    names=read_names,
 )

@@ -17,8 +17,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from tomoline.export.dialect import Dialect, TomogramParticles, class_order
-from tomoline.export.relion import class_file_name, write_relion
+from tomoline.export.dialect import Dialect, Place, TomogramParticles
+from tomoline.export.relion import (
+    CENTRED,
+    read_judged,
+    read_names,
+    read_rows,
+    write_class_files,
+    write_relion,
+)
 from tomoline.io.star import write_star
 from tomoline.settings import ExportSettings
 
@@ -28,8 +35,7 @@ VERSION = 50001
 def centred_coordinates(tomogram: TomogramParticles, settings: ExportSettings) -> pd.DataFrame:
     """Columns rlnCenteredCoordinate{X,Y,Z}Angst."""
     zyx = tomogram.geometry.to_centred_angstrom(tomogram.zyx_vox(), centre=settings.relion_centre)
-    names = [f"rlnCenteredCoordinate{axis}Angst" for axis in "XYZ"]
-    return pd.DataFrame(zyx[:, ::-1], columns=names)
+    return pd.DataFrame(zyx[:, ::-1], columns=list(CENTRED[::-1]))
 
 
 _write = partial(write_relion, coordinates=centred_coordinates, version=VERSION)
@@ -47,15 +53,18 @@ def write_combined(
     combined, listing = folder / "particles.star", folder / "import.star"
     _write(tomograms, combined, settings)
     _write_import_list(tomograms, listing)
-    written = [combined, listing]
-    for name in class_order(tomograms):
-        path = folder / class_file_name(name)
-        if settings.classes and name not in settings.classes:
-            path.unlink(missing_ok=True)  # left over from a run with other settings
-            continue
+
+    def write_class(path: Path, name: str) -> None:
         _write(tomograms, path, settings, only_class=name)
-        written.append(path)
-    return written
+
+    return [combined, listing, *write_class_files(tomograms, folder, settings, write_class)]
+
+
+def read(path: Path, place: Place) -> pd.DataFrame:
+    """Read a tomogram's particles; `rlnOrigin*Angst` are not applied."""
+    raw, zyx = read_rows(path, place, CENTRED)
+    voxels = place.geometry.from_centred_angstrom(zyx, centre=place.relion_centre)
+    return read_judged(raw, voxels, place)
 
 
 def _write_import_list(tomograms: Sequence[TomogramParticles], path: Path) -> None:
@@ -76,4 +85,6 @@ DIALECT = Dialect(
     description="RELION-5 particle set: centred coordinates in angstrom, with optics",
     write=write,
     write_combined=write_combined,
+    read=read,
+    names=read_names,
 )

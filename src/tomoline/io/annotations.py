@@ -3,13 +3,16 @@
 Every reader returns one table with TRUTH_COLUMNS, coordinates 0-based and in voxels of the
 tomogram as it was given, and `radius_vox` where the file has it. `id` is the particle's number in
 the occupancy volume, where there is one.
+
+Annotations are the same table, and with `score` where the program they come from has one: what
+`tomoline import` makes of a user's picks in any dialect (export/), written as CSV.
 """
 
 from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,11 +22,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tomoline.errors import InputError
+from tomoline.io.atomic import write_text
 from tomoline.io.mrc import open_volume
 from tomoline.io.star import read_star
 
 TRUTH_COLUMNS = ("id", "class", "z_vox", "y_vox", "x_vox")
 RADIUS_COLUMN = "radius_vox"
+SCORE_COLUMN = "score"
 # SHREC'20 gives z in its 200-voxel slab of a 512-voxel volume (METHODS.md).
 SHREC20_Z_OFFSET_VOX = 156.0
 
@@ -36,6 +41,7 @@ _ALIASES = {
     "y_vox": ("y_vox", "y"),
     "x_vox": ("x_vox", "x"),
     RADIUS_COLUMN: (RADIUS_COLUMN, "radius"),
+    SCORE_COLUMN: (SCORE_COLUMN,),
 }
 
 
@@ -83,6 +89,31 @@ def read_truth(path: str | Path, options: TruthOptions | None = None) -> pd.Data
     return table
 
 
+def annotation_table(
+    zyx_vox: NDArray[np.float64],
+    classes: Sequence[str],
+    *,
+    scores: Sequence[float] | NDArray[np.float64] | None = None,
+    radius_vox: Sequence[float] | NDArray[np.float64] | None = None,
+) -> pd.DataFrame:
+    """Make a table of annotations of places (n, 3), numbered from 1 in their order."""
+    zyx = np.asarray(zyx_vox, dtype=float).reshape(-1, 3)
+    table = pd.DataFrame({"id": np.arange(1, len(zyx) + 1), "class": list(classes)})
+    table["class"] = table["class"].astype(str)
+    for column, values in zip(("z_vox", "y_vox", "x_vox"), zyx.T, strict=True):
+        table[column] = values
+    if radius_vox is not None:
+        table[RADIUS_COLUMN] = np.asarray(radius_vox, dtype=float)
+    if scores is not None:
+        table[SCORE_COLUMN] = np.asarray(scores, dtype=float)
+    return table
+
+
+def write_annotations(path: str | Path, table: pd.DataFrame) -> None:
+    """Write annotations as the CSV that `read_truth` reads, with six decimals."""
+    write_text(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+
+
 def _detected(path: Path) -> TruthFormat:
     if path.suffix.lower() == ".star":
         return "star"
@@ -128,9 +159,14 @@ def _read_shrec(path: Path, options: TruthOptions) -> pd.DataFrame:
 
 def _read_csv(path: Path, options: TruthOptions) -> pd.DataFrame:
     """Columns x, y, z (or x_vox ...), and where they are there id, class (or cls), radius."""
+    return read_named_table(read_text_table(path), path).drop(columns=SCORE_COLUMN, errors="ignore")
+
+
+def read_text_table(path: Path) -> pd.DataFrame:
+    """Read a CSV table with a header, all cells as text; InputError where it is none."""
     _lines(path)
     try:
-        raw = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        return pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(
             path,
@@ -138,10 +174,10 @@ def _read_csv(path: Path, options: TruthOptions) -> pd.DataFrame:
             found=str(error),
             remedy="write a header line: id,class,x,y,z",
         ) from error
-    return _from_named(raw, path)
 
 
-def _from_named(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
+def read_named_table(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Make annotations of a table of text by its columns' names; InputError naming the fault."""
     by_name = {str(column).strip().lower(): column for column in reversed(raw.columns)}
     found = {
         name: next((by_name[alias] for alias in aliases if alias in by_name), None)
@@ -165,8 +201,8 @@ def _from_named(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
     if "class" not in table:
         table["class"] = ""
     table["id"] = table["id"].astype(int)
-    radius = [RADIUS_COLUMN] if RADIUS_COLUMN in table else []
-    return table[[*TRUTH_COLUMNS, *radius]].reset_index(drop=True)
+    more = [column for column in (RADIUS_COLUMN, SCORE_COLUMN) if column in table]
+    return table[[*TRUTH_COLUMNS, *more]].reset_index(drop=True)
 
 
 def _numbers(raw: pd.DataFrame, column: str, path: Path) -> pd.Series:

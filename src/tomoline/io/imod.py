@@ -54,11 +54,15 @@ class PointModel:
 
 def find(program: str) -> Path:
     """Return a program's path, from PATH or $IMOD_DIR/bin; ToolError if it is in neither."""
-    folder = os.environ.get("IMOD_DIR")
-    found = shutil.which(program) or (folder and shutil.which(program, path=f"{folder}/bin"))
+    found = _located(program)
     if not found:
         raise ToolError(f"IMOD's program {program} was not found on PATH. Remedy: {_REMEDY}")
     return Path(found)
+
+
+def is_installed(program: str) -> bool:
+    """Whether `find` would find a program."""
+    return bool(_located(program))
 
 
 def version() -> tuple[int, ...]:
@@ -138,6 +142,12 @@ def points_to_model(points: Path, model: Path, how: PointModel | None = None) ->
         magic = stream.read(8)
     if not magic.startswith(b"IMOD"):
         raise ToolError(f"point2model wrote {model}, which is no IMOD model. Remedy: {_REMEDY}")
+
+
+def _located(program: str) -> str:
+    folder = os.environ.get("IMOD_DIR")
+    found = shutil.which(program) or (folder and shutil.which(program, path=f"{folder}/bin"))
+    return found or ""
 
 
 def _version_text() -> str:

@@ -26,12 +26,15 @@ def load(
     star_path: str | Path | None = None,
 ) -> TomogramParticles:
     """Join a tomogram's particle table with its geometry."""
+    given = VolumeTransform.load(transform)
     return TomogramParticles(
         tilt_series=tilt_series,
         particles=read_particles(particles),
-        geometry=TomogramGeometry.of(VolumeTransform.load(transform), dataset),
+        geometry=TomogramGeometry.of(given, dataset),
         dataset=dataset,
         star_path=None if star_path is None else Path(star_path),
+        source=Path(given.source),
+        is_turned=given.axes == "xzy",
     )
 
 
@@ -54,9 +57,17 @@ def run(
         dataset=validated(DatasetSettings, dataset, source="dataset"),
     )
     chosen = selected(tomogram, settings)
+    log = get_logger(__name__)
     for name, path in outputs.items():
-        dialect_of(name).write(chosen, Path(path), settings)
-    get_logger(__name__).info(
+        dialect = dialect_of(name)
+        dialect.write(chosen, Path(path), settings)
+        if dialect.opens_tomogram and chosen.is_turned:
+            log.warning(
+                "%s: particles are in the axes of the tomogram turned by `trimvol -rx`; %s is not "
+                "turned, so give the other program a turned copy",
+                name, chosen.source,
+            )  # fmt: skip
+    log.info(
         "%s: wrote %d of %d rows as %s",
         tilt_series, len(chosen.particles), len(tomogram.particles), ", ".join(outputs),
     )  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from tomoline.contracts import EXPECTED_PRECISION
 from tomoline.export.dialect import Dialect, TomogramParticles
 from tomoline.io.tables import write_particles
 from tomoline.settings import ExportSettings
@@ -24,6 +25,8 @@ def write_combined(
     path = folder / "particles.csv"
     tables = [tomogram.particles for tomogram in tomograms]
     filled = [table for table in tables if len(table)] or tables[:1]
+    if not all(EXPECTED_PRECISION in table for table in filled):  # of runs with different cards
+        filled = [table.drop(columns=EXPECTED_PRECISION, errors="ignore") for table in filled]
     write_particles(path, pd.concat(filled, ignore_index=True))
     return [path]
 

@@ -5,8 +5,9 @@ The `particles` block comes first and `optics` second. RELION finds both by name
 name: with the optics first it would find no coordinates.
 
 Beyond what RELION needs: `rlnClassNumber` (1-based, the model's order; RELION's subset selection
-knows it), `rlnAutopickFigureOfMerit` (our score, 0..1) and `tomolineClassName`, a label that
-RELION does not know and therefore keeps untouched, with a warning.
+knows it), `rlnAutopickFigureOfMerit` (our score, 0..1), `tomolineClassName` and, where all
+tables have it, `tomolineExpectedPrecision`: labels that RELION does not know and therefore keeps
+untouched, with a warning.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from tomoline.contracts import EXPECTED_PRECISION
 from tomoline.export.dialect import TomogramParticles, class_order
 from tomoline.io.star import write_star
 from tomoline.settings import ExportSettings
 
 CLASS_NAME = "tomolineClassName"
+PRECISION = "tomolineExpectedPrecision"
 UNCLASSIFIED = "unclassified"
 Coordinates = Callable[[TomogramParticles, ExportSettings], pd.DataFrame]
 
@@ -50,6 +53,8 @@ def write_relion(
             table = table[table[CLASS_NAME] == only_class]
         tables.append(table)
     filled = [table for table in tables if len(table)] or tables[:1]
+    if not all(PRECISION in table for table in filled):
+        filled = [table.drop(columns=PRECISION, errors="ignore") for table in filled]
     blocks = {"particles": pd.concat(filled, ignore_index=True), "optics": _optics(tomograms)}
     write_star(path, blocks, comment=f"version {version}")
 
@@ -76,6 +81,8 @@ def _particle_table(
     table["rlnClassNumber"] = [number.get(name, 0) for name in names]
     table["rlnAutopickFigureOfMerit"] = particles["score"].astype(float).to_numpy()
     table[CLASS_NAME] = names
+    if EXPECTED_PRECISION in particles:
+        table[PRECISION] = particles[EXPECTED_PRECISION].astype(float).to_numpy()
     return table
 
 

@@ -84,6 +84,10 @@ class SimulatedSource:
         """Held-out tomograms, always the same ones."""
         return [self._make(VALIDATION_SEED + k) for k in range(count)]
 
+    def tomogram(self, seed: int) -> TrainingVolume:
+        """The tomogram of a seed, for those who keep seeds apart themselves."""
+        return self._make(seed)
+
     def _make(self, seed: int) -> TrainingVolume:
         phantom, tilt, radial = random_conditions(seed, self.shape_zyx, **self.ranges)
         made = simulate_tomogram(self.densities, phantom, tilt, filter_settings=radial, seed=seed)

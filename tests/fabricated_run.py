@@ -180,7 +180,8 @@ def report_tomogram_of(folder: Path, **settings):
     optional = {
         key: folder / name
         for key, name in (("evaluation", "evaluation.json"), ("confusion", "confusion.csv"),
-                          ("evaluation_classes", "evaluation_classes.csv"), ("domain", "domain.json"))
+                          ("evaluation_classes", "evaluation_classes.csv"),
+                          ("domain", "domain.json"))
         if (folder / name).exists()
     }  # fmt: skip
     page = folder / "report" / "tomogram.html"

@@ -57,8 +57,12 @@ weights: $(READY) ## Train the shipped models again, step by step (hours; days w
 	  $(BIN)/snakemake train --cores $(CORES) --configfile "$$file"; \
 	done
 
-bench: $(READY) ## Speed of the networks' kernels on this machine
-	for file in benchmarks/bench_*.py; do $(BIN)/python "$$file" || [ $$? -eq 2 ]; done  # 2: no GPU
+bench: $(READY) ## Speed and memory of networks and stages on this machine, into docs/speed.md (an hour)
+	$(BIN)/python benchmarks/bench_msdnet.py --output benchmarks/results/msdnet_cpu.json
+	$(BIN)/python benchmarks/bench_volume.py
+	$(BIN)/python benchmarks/bench_stages.py
+	$(BIN)/python benchmarks/bench_gpu.py || [ $$? -eq 2 ]  # 2: no GPU
+	$(BIN)/python benchmarks/speed_page.py
 
 generate: $(READY) ## Write config.yaml, its schema and config/README.md from settings.py
 	$(BIN)/python -m tomoline.settings

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import tempfile
 import time
@@ -82,6 +83,7 @@ def main() -> None:
         plan = tile.make_plan(
             shape, card, TilingSettings(), memory_bytes=tile.usable(memory),
             per_voxel=tile.window_bytes(card, settings, on_gpu=memory.on_gpu),
+            modest_bytes=math.inf if memory.on_gpu else tile.MODEST_BYTES,
         )  # fmt: skip
         boxes = [box(t.read_start, t.read_stop) for t in plan.tiles]
         print(f"{len(boxes)} windows, halo {plan.halo_vox} (measured {halo}), "

@@ -18,7 +18,8 @@ from tomoline.errors import DeviceError
 from tomoline.kernels.choose import Packed, speed_up
 from tomoline.kernels.streaming import Box, stream_arrays, stream_windows
 from tomoline.log import get_logger
-from tomoline.networks.weights import ModelCard, load_network
+from tomoline.networks.cards import model_folder
+from tomoline.networks.weights import ModelCard, load_network, verify_weights
 from tomoline.processor import cpu_has_bfloat16
 from tomoline.settings import InferenceSettings
 
@@ -30,6 +31,10 @@ log = get_logger(__name__)
 
 FLIP_AXES = [axes for n in range(4) for axes in itertools.combinations((-3, -2, -1), n)]
 SMALLEST_SPLIT_VOX = 32
+# Networks and their kernels' names, the one used last at the end, in a process that runs them on
+# one tomogram after another (`tomoline.warm`); elsewhere None.
+KEPT: dict[tuple[str, ...], tuple[nn.Module, str]] | None = None
+KEPT_MOST = 4
 
 
 @dataclass(frozen=True)
@@ -125,14 +130,36 @@ def make_runner(folder: str | Path, settings: InferenceSettings) -> Runner:
     """Load a model and set it up as the settings say; logs what was chosen."""
     device = choose_device(settings.device)
     dtype = choose_precision(settings.precision, device)
-    card, network = load_network(folder)
-    network = network.to(device).eval()
-    kernel = speed_up(network, device, dtype) if settings.kernel == "auto" else "plain"
+    card, network, kernel = _ready(folder, settings, device, dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
     log.info("%s on %s (%s), %s, kernel %s, %d threads, %d flip(s)", card.name, device, name,
              str(dtype).removeprefix("torch."), kernel, torch.get_num_threads(),
              settings.test_time_flips)  # fmt: skip
     return Runner(card, network, device, dtype, kernel, settings.test_time_flips)
+
+
+def _ready(
+    folder: str | Path, settings: InferenceSettings, device: torch.device, dtype: torch.dtype
+) -> tuple[ModelCard, nn.Module, str]:
+    """A network on its device with its kernel: loaded, or kept where nothing of it has changed."""
+    key: tuple[str, ...] = ()
+    if KEPT is not None:
+        card = verify_weights(folder)
+        place = str(model_folder(folder).resolve())
+        key = (place, card.model_dump_json(), str(device), str(dtype), settings.kernel)
+        if key in KEPT:
+            log.info("%s is kept from an earlier tomogram", card.name)
+            KEPT[key] = KEPT.pop(key)
+            return card, *KEPT[key]
+    card, network = load_network(folder)
+    network = network.to(device).eval()
+    kernel = speed_up(network, device, dtype) if settings.kernel == "auto" else "plain"
+    # Plain layers where others were wanted may have a passing reason, such as a lack of memory.
+    if KEPT is not None and (kernel != "plain" or settings.kernel == "plain"):
+        KEPT[key] = network, kernel
+        if len(KEPT) > KEPT_MOST:
+            del KEPT[next(iter(KEPT))]
+    return card, network, kernel
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -80,8 +80,8 @@ class TilingSettings(Section):
     halo_vox: int = Field(
         -1,
         ge=-1,
-        description="Rim computed and thrown away on each inner face; -1 takes the model's "
-        "receptive field radius.",
+        description="Rim computed and thrown away on each inner face; -1 takes all that the "
+        "network sees, or what was measured to matter where that costs half as much again.",
     )
     shards: int = Field(
         1, ge=1, le=256, description="Jobs that one tomogram's windows are shared between."

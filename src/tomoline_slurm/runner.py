@@ -1,6 +1,7 @@
 """Runs the members of a pack in SLURM's allocation: `python -m tomoline_slurm.runner FOLDER`.
 
-Each member is a process of its own, so that it fails alone; some run at a time and share the GPU.
+Each member is a process of its own, so that it fails alone; some run at a time and share the GPU,
+where one process keeps the networks for all (`tomoline.warm`, which the first member starts).
 A job that SLURM starts again goes on with the members that have not ended; one whose driver has
 given it up finds its pack removed, and does nothing.
 """
@@ -20,6 +21,7 @@ from typing import IO, Any
 
 from tomoline.errors import TomolineError
 from tomoline.io.atomic import write_text
+from tomoline.io.warm_folder import VARIABLE, warm_folder
 from tomoline_slurm.packs import read_exit_code, read_plan
 
 # Between asking members to end and killing them; SLURM itself kills all after KillWait, often 30 s.
@@ -44,9 +46,19 @@ class Runner:
         self.codes: dict[int, int] = {}
         self.unwritten: dict[int, float] = {}
         self.signal = 0
+        self.warm = ""
 
     def run(self) -> int:
         """Run all members that have not ended; 0 if all have ended well, now or earlier."""
+        with contextlib.ExitStack() as stack:
+            if _has_gpu() and os.environ.get(VARIABLE) != "":
+                try:
+                    self.warm = str(stack.enter_context(warm_folder()))
+                except OSError as error:
+                    print(f"networks are not kept between tomograms: {error}", flush=True)
+            return self._run()
+
+    def _run(self) -> int:
         # The codes are kept: the driver removes the folder as soon as it has seen the last of them.
         for number in range(len(self.members)):
             code = read_exit_code(self.folder, number)
@@ -88,6 +100,7 @@ class Runner:
         """Its share of the allocation: memory by the number of processes, the least used GPU."""
         environment = dict(os.environ)
         environment["TOMOLINE_SHARE"] = str(self.processes)
+        environment[VARIABLE] = self.warm
         devices = [d for d in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
         if self.processes > 1 and len(devices) > 1:
             used = [self.devices[n] for n in self.running if n in self.devices]
@@ -135,6 +148,11 @@ class Runner:
                 process.poll() is None for process, _ in self.running.values()
             ):
                 time.sleep(0.1)
+
+
+def _has_gpu() -> bool:
+    """Whether SLURM has given this job a GPU."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "") not in ("", "-1", "NoDevFiles")
 
 
 def _plan(folder: Path) -> Mapping[str, Any]:

@@ -13,13 +13,13 @@ SCRIPTS = sorted((ROOT / "workflow" / "scripts").glob("*.py"))
 
 # Each name may import from its own level's own package and from the levels above it.
 LEVELS = (
-    {"errors", "log"},
+    {"errors", "log", "processor"},
     {"settings", "settings_docs", "contracts"},
     {"io", "ops", "networks"},
     {"kernels", "infer", "export"},
     {"training", "simulation", "evaluation", "report"},
     {"stages"},
-    {"cli"},
+    {"cli", "warm"},
 )
 
 

@@ -321,7 +321,7 @@ def test_a_halo_that_does_not_fit_is_shortened_with_a_warning_but_not_if_it_was_
         _tile(line, size_vox=12, halo_vox=6)
 
 
-def plan_of_card(memory, *, shape=(200, 512, 512), **fields):
+def plan_of_card(memory, *, shape=(200, 512, 512), modest_bytes=math.inf, **fields):
     """Windows of a localizer that takes 1,000 bytes a voxel, by its card."""
     card = ModelCard(
         name="x", network="msdnet", parameters={"depth": 8, "width": 16}, role="localizer",
@@ -329,7 +329,10 @@ def plan_of_card(memory, *, shape=(200, 512, 512), **fields):
         voxel_size_range_angstrom=(9.0, 11.0), bandwidth_vox=3.0, n_parameters=1,
         **({"receptive_field_vox": 41} | fields),
     )  # fmt: skip
-    return tile.make_plan(shape, card, TilingSettings(), memory_bytes=memory, per_voxel=1000.0)
+    return tile.make_plan(
+        shape, card, TilingSettings(), memory_bytes=memory, per_voxel=1000.0,
+        modest_bytes=modest_bytes,
+    )  # fmt: skip
 
 
 def test_little_memory_gives_small_windows():
@@ -342,6 +345,15 @@ def test_little_memory_gives_small_windows():
     assert tiny.halo_vox < 20  # shortened
     with pytest.raises(InputError, match="memory for windows of at least"):
         plan_of_card(1e6)
+
+
+def test_windows_are_modest_where_that_costs_little():
+    def largest(**fields):
+        plan = plan_of_card(40e9, modest_bytes=5e9, **fields)
+        return max(np.subtract(t.read_stop, t.read_start).prod() for t in plan.tiles)
+
+    assert largest(receptive_field_vox=21) <= 5e6
+    assert largest(receptive_field_vox=121) > 5e6  # a halo of 60 in windows of 170
 
 
 def test_a_measured_halo_is_taken_where_the_exact_one_costs_too_much_or_does_not_fit():

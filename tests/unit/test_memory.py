@@ -7,15 +7,19 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tomoline.io.warm_folder import VARIABLE
 from tomoline.stages import memory
 from tomoline.stages.memory import SHARE_VARIABLE, available
 
 
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tool that says 1000 MiB of the GPU asked for by number 0, 500 of another."""
+    """A tool that says 1000 MiB of the GPU asked for by number 0, 500 of another; 9000 in total."""
     tool = tmp_path / "nvidia-smi"
-    tool.write_text('#!/bin/sh\ncase "$*" in *--id=1*) echo 500;; *) echo 1000; echo 9;; esac\n')
+    tool.write_text(
+        '#!/bin/sh\ncase "$*" in *total*) echo 9000;; *--id=1*) echo 500;; '
+        "*) echo 1000; echo 9;; esac\n"
+    )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
 
@@ -28,6 +32,15 @@ def test_the_gpu_that_the_job_sees_counts() -> None:
     assert available(environment={"CUDA_VISIBLE_DEVICES": "1,0"}).bytes == 500 * 2**20
     shared = {"CUDA_VISIBLE_DEVICES": "0", SHARE_VARIABLE: "4"}
     assert available(environment=shared).bytes == 250 * 2**20
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_warm_server_has_the_gpu_to_itself() -> None:
+    shared = {"CUDA_VISIBLE_DEVICES": "0", SHARE_VARIABLE: "4"}
+    assert available(environment={**shared, VARIABLE: "/tmp/x"}).bytes == 9000 * 2**20 - 2e9
+    assert available(environment={**shared, VARIABLE: ""}).bytes == 250 * 2**20
+    host = {**shared, VARIABLE: "/tmp/x", "SLURM_MEM_PER_NODE": "400"}
+    assert available(environment=host, device="cpu").bytes == 100e6
 
 
 @pytest.mark.usefixtures("gpu")

@@ -58,10 +58,10 @@ def test_one_set_of_picks_a_scale(number: int) -> None:
 
 
 def test_slabs_find_what_the_whole_volume_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    noise = np.random.default_rng(3).normal(0, 1, (130, 40, 44)).astype(np.float32)
-    volume = noise + 4 * np.pad(blobs()[:, :40], ((40, 48), (0, 0), (0, 2)))
+    noise = np.random.default_rng(3).normal(0, 1, (230, 40, 44)).astype(np.float32)
+    volume = noise + 4 * np.pad(blobs()[:, :40], ((90, 98), (0, 0), (0, 2)))
     whole = dog_picks_at_scales(volume, number=40)
-    monkeypatch.setattr(picking, "SLAB_VOX", 1)  # slabs of twice the margin
+    monkeypatch.setattr(picking, "SLAB_VOX", 1)  # slabs of four margins
     slabs = dog_picks_at_scales(volume, number=40)
     direct = [dog_picks(volume, picks.scale_vox, number=40) for picks in whole]
     for a, b, c in zip(whole, slabs, direct, strict=True):

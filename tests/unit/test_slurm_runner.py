@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import pytest
 from fake_jobs import FakeJob
 from fake_slurm import wait_until
 
+from tomoline.io.warm_folder import VARIABLE
 from tomoline_slurm import runner
 from tomoline_slurm.packs import Pack
 from tomoline_slurm.runner import Runner
@@ -40,6 +42,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(runner, "SETTLE_S", 0.0)
     monkeypatch.setattr(runner, "GRACE_S", 0.3)
     monkeypatch.setattr(runner, "time", Haste)
@@ -158,6 +161,75 @@ def test_all_gpus_are_for_those_that_are_alone_on_them(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     run(make_pack(*["echo $CUDA_VISIBLE_DEVICES"] * 2, processes=processes))
     assert devices(2) == [visible, visible]
+
+
+# What members say of the folder for a warm server: its place and its mode.
+SAY_WARM = f'echo "$CUDA_VISIBLE_DEVICES:${VARIABLE}" $(stat -c %a "${VARIABLE}" 2>&1)'
+
+
+def test_members_share_a_private_folder_which_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv(VARIABLE, "/of/another/job")
+    run(make_pack(*[SAY_WARM] * 3))
+    said = [text.split(":")[1].split() for text in devices(3)]
+    (place,) = {place for place, _ in said}
+    assert {mode for _, mode in said} == {"700"}
+    assert not Path(place).exists()
+
+
+@pytest.mark.parametrize("visible", [None, "", "-1", "NoDevFiles"])
+def test_there_is_no_such_folder_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None
+) -> None:
+    monkeypatch.setenv(VARIABLE, "/of/another/job")
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    run(make_pack(*[f"echo .${VARIABLE}."] * 2))
+    assert devices(2) == ["..", ".."]
+
+
+def test_nor_where_it_is_not_wanted_or_cannot_be_made(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv(VARIABLE, "")
+    run(make_pack(*[f"echo .${VARIABLE}."] * 2))
+    assert devices(2) == ["..", ".."]
+    monkeypatch.delenv(VARIABLE)
+    with monkeypatch.context() as full:  # pytest itself needs temporary files
+        full.setattr(tempfile, "tempdir", str(project / "nowhere"))
+        assert run(make_pack(f"test -z ${VARIABLE}")) == 0
+    assert "networks are not kept" in capfd.readouterr().out
+
+
+def test_a_long_path_is_no_place_for_a_socket(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = project / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with monkeypatch.context() as place:
+        place.setattr(tempfile, "tempdir", str(long))
+        run(make_pack(*[SAY_WARM] * 2))
+    said = devices(1)[0]
+    assert len(said) < 80
+    assert said.endswith("700")
+    assert not list(long.iterdir())
+
+
+def test_the_folder_goes_with_a_job_that_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    pack = make_pack(f"echo ${VARIABLE} > part; mv part place; {FOR_LONG}", "true")
+    going = Runner(pack.folder)
+    thread = stop_when(Path("place").exists, going)
+    assert going.run() == 128 + signal.SIGTERM
+    thread.join()
+    assert not Path(Path("place").read_text().strip()).exists()
+
+
+def test_the_runner_loads_no_torch() -> None:
+    code = "import sys, tomoline_slurm.runner; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(("earlier", "result"), [("0", 0), ("2", 1)])

@@ -114,7 +114,7 @@ def dog_picks_at_scales(
     reaches.
     """
     margin = math.ceil(REACH * RATIO * max(scales_vox)) + 1
-    depth, sections = len(volume), max(2 * margin, SLAB_VOX // math.prod(volume.shape[1:]))
+    depth, sections = len(volume), max(4 * margin, SLAB_VOX // math.prod(volume.shape[1:]))
     found: dict[float, list[_Maxima]] = {scale: [] for scale in scales_vox}
     with ThreadPoolExecutor(1) as pool:  # one scale's maxima while the next width is blurred
         for start in range(0, depth, sections):

@@ -10,12 +10,15 @@ from typing import NamedTuple
 
 import psutil
 
+from tomoline.io.warm_folder import VARIABLE
 from tomoline.log import get_logger
 
 log = get_logger(__name__)
 
 # Set by whoever runs several jobs side by side in one allocation.
 SHARE_VARIABLE = "TOMOLINE_SHARE"
+# What a GPU's driver, torch and its libraries take, at most.
+SYSTEM_BYTES = 2e9
 _CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _OWN_CGROUP = Path("/proc/self/cgroup")
 _TIMEOUT_S = 20
@@ -32,11 +35,15 @@ def available(*, device: str = "auto", environment: Mapping[str, str] = os.envir
     """Memory that a network may use: the GPU's where it will run on one, else the host's.
 
     The host's is the least of what is free, what a container allows and what SLURM gave the job.
-    Both are divided by the number of jobs that share the allocation.
+    Both are divided by the number of jobs that share the allocation. A warm server
+    (`tomoline.warm`) serves one of them at a time, and has the GPU to itself.
     """
     share = max(1, int(environment.get(SHARE_VARIABLE, "1")))
-    if device != "cpu" and (gpu := _gpu_bytes(environment)) is not None:
-        return Available(gpu / share, on_gpu=True)
+    warm = bool(environment.get(VARIABLE))
+    # What is free now says nothing where the server may be computing.
+    gpu = _gpu_bytes(environment, "total" if warm else "free") if device != "cpu" else None
+    if gpu is not None:
+        return Available(max(gpu - SYSTEM_BYTES, gpu / 2) if warm else gpu / share, on_gpu=True)
     limits: list[float] = [psutil.virtual_memory().available / share]
     for path in _cgroup_files():
         text = path.read_text().strip() if path.is_file() else ""
@@ -69,13 +76,13 @@ def _cgroup_files() -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _gpu_bytes(environment: Mapping[str, str]) -> float | None:
-    """Free memory of the first GPU that the job sees; None where it sees none."""
+def _gpu_bytes(environment: Mapping[str, str], which: str) -> float | None:
+    """Memory, free or total, of the first GPU that the job sees; None where it sees none."""
     seen = environment.get("CUDA_VISIBLE_DEVICES")
     first = None if seen is None else seen.split(",")[0].strip()
     if first in ("", "-1"):
         return None
-    call = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    call = ["nvidia-smi", f"--query-gpu=memory.{which}", "--format=csv,noheader,nounits"]
     if first is not None:
         call.append(f"--id={first}")
     try:

@@ -11,7 +11,7 @@ from tomoline.errors import InputError
 from tomoline.io.atomic import atomic_path
 from tomoline.log import get_logger
 from tomoline.networks.cards import ModelCard, load_card
-from tomoline.networks.memory import bytes_per_voxel
+from tomoline.kernels.memory import bytes_per_voxel
 from tomoline.ops.tiles import choose_windows, cost, plan_tiles
 from tomoline.processor import cpu_has_bfloat16
 from tomoline.settings import InferenceSettings, SegmentSettings, TilingSettings
@@ -25,6 +25,8 @@ MEMORY_SHARE, GPU_SHARE, GPU_RESERVE_BYTES = 0.7, 0.9, 1.5e9
 # A halo as long as the network looks gives the untiled volume's values to the last digit. Where it
 # costs more than this, a voxel, the measured halo of the card is taken.
 EXACT_COST = 1.5
+# Without a GPU windows stay below this where that costs little: others use the machine too.
+MODEST_BYTES, MODEST_COST = 5e9, 1.25
 # With less memory than this for a window nothing sensible is left.
 SMALLEST_VOX = 16**3
 
@@ -48,6 +50,7 @@ def run(
     plan = make_plan(
         shape, card, settings, memory_bytes=usable(memory),
         per_voxel=window_bytes(card, runs, on_gpu=memory.on_gpu),
+        modest_bytes=math.inf if memory.on_gpu else MODEST_BYTES,
     )  # fmt: skip
     with atomic_path(outputs["plan"]) as partial:
         plan.save(partial)
@@ -85,13 +88,15 @@ def make_plan(
     *,
     memory_bytes: float,
     per_voxel: float,
+    modest_bytes: float = math.inf,
 ) -> TilePlan:
     """Plan windows by settings, a model, memory, and what a voxel of a window takes of it.
 
     The automatic halo is what the network sees to each side; where that costs much, or leaves no
     room, the halo beyond which changes were measured to be too small to see (the card's
     `halo_vox`). Where not even that fits, it is shortened to a quarter of the window with a
-    warning, and the merge looks for artefacts at the cut faces.
+    warning, and the merge looks for artefacts at the cut faces. Windows take no more than
+    `modest_bytes` where larger ones would not save a fifth of the work.
 
     Raises
     ------
@@ -103,8 +108,11 @@ def make_plan(
         halos = [settings.halo_vox]
     else:
         halos = [reach, *[h for h in (card.halo_vox,) if h is not None and h < reach]]
-    most = int(memory_bytes / per_voxel)
-    plans = [plan for halo in halos if (plan := _plan(shape, settings.size_vox, most, halo))]
+    most, modest = int(memory_bytes / per_voxel), min(memory_bytes, modest_bytes) / per_voxel
+    plans = [
+        plan for halo in halos
+        if (plan := _plan(shape, settings.size_vox, (int(modest), most), halo))
+    ]  # fmt: skip
     cheap = [plan for plan in plans if cost(plan) <= EXACT_COST]
     if cheap:
         return max(cheap, key=lambda plan: plan.halo_vox)
@@ -134,10 +142,18 @@ def make_plan(
     return plan_tiles(shape, size_vox=sizes or size, halo_vox=size // 4)
 
 
-def _plan(shape: tuple[int, int, int], size: int, most_vox: int, halo: int) -> TilePlan | None:
-    """A plan with a halo; None where windows leave no room for it."""
+def _plan(
+    shape: tuple[int, int, int], size: int, most_vox: tuple[int, int], halo: int
+) -> TilePlan | None:
+    """A plan with a halo, of modest windows or, where that costs much, of large ones.
+
+    None where windows leave no room for the halo.
+    """
     if size:
         fits = max(shape) <= size or 2 * halo < size
         return plan_tiles(shape, size_vox=size, halo_vox=halo) if fits else None
-    sizes = choose_windows(shape, most_vox=most_vox, halo=halo)
-    return sizes and plan_tiles(shape, size_vox=sizes, halo_vox=halo)
+    sizes = [choose_windows(shape, most_vox=most, halo=halo) for most in most_vox]
+    modest, large = (s and plan_tiles(shape, size_vox=s, halo_vox=halo) for s in sizes)
+    if modest and large and cost(modest) <= MODEST_COST * cost(large):
+        return modest
+    return large

@@ -23,7 +23,7 @@ from tomoline.evaluation.curve import pooled_curve, score_curve
 def drawn(n, temperature, seed=0, classes=5):
     """Probabilities and classes drawn from them; then told too boldly by 1 / temperature."""
     rng = np.random.default_rng(seed)
-    true = rng.dirichlet(np.full(classes, 0.7), n)
+    true = rng.dirichlet(np.full(classes, 2.0), n)
     label = np.array([rng.choice(classes, p=p) for p in true])
     bold = np.maximum(true, 1e-9) ** temperature
     return bold / bold.sum(1, keepdims=True), label
@@ -40,7 +40,7 @@ def test_a_temperature_is_the_power_and_one_leaves_all_as_it_is():
     assert tempered(p, 1e6)[0] == pytest.approx([1 / 3] * 3, abs=1e-4)
 
 
-@pytest.mark.parametrize("boldness", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("boldness", [0.5, 1.0, 2.5])
 def test_the_temperature_that_undoes_boldness_is_found(boldness):
     p, label = drawn(4000, boldness)
     # Probabilities below half a byte are raised, so boldness is not undone to the last digit.
@@ -48,7 +48,7 @@ def test_the_temperature_that_undoes_boldness_is_found(boldness):
 
 
 def test_calibration_errs_less_after_the_temperature_on_other_particles():
-    p, label = drawn(4000, 3.0)
+    p, label = drawn(4000, 2.5)
     half = np.arange(4000) < 2000
     temperature = fit_temperature(p[half], label[half])
     own, truth = p[~half], label[~half]
@@ -58,7 +58,7 @@ def test_calibration_errs_less_after_the_temperature_on_other_particles():
         confidence = probabilities[np.arange(2000), named]
         return expected_calibration_error(reliability(confidence, named == truth))
 
-    assert error(own) > 0.15
+    assert error(own) > 0.12
     assert error(tempered(own, temperature)) < 0.04
 
 

@@ -27,7 +27,7 @@ def with_wedge(volume, degrees=30):
     fz = np.fft.fftfreq(volume.shape[0])[:, None, None]
     fx = np.fft.rfftfreq(volume.shape[2])
     f[np.broadcast_to(np.rad2deg(np.arctan2(fx, np.abs(fz))) < degrees, f.shape)] = 0
-    return np.fft.irfftn(f, s=volume.shape).astype(np.float32)
+    return np.fft.irfftn(f, s=volume.shape, axes=(0, 1, 2)).astype(np.float32)
 
 
 def tomogram(seed=0, depth=1.0, radius=4.0):

@@ -143,7 +143,8 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
 def expected_precision(score: Floats, curve: Sequence[tuple[float, float]]) -> Floats:
     """Probability that there is a particle, for each score `(n,)`, between the curve's points."""
     scores, precisions = np.array(curve, float).T
-    return np.interp(np.asarray(score, float), scores, precisions)
+    found: Floats = np.interp(np.asarray(score, float), scores, precisions)
+    return found
 
 
 def fit_logistic(score: Floats, hit: Bools) -> Curve:
@@ -166,8 +167,9 @@ def fit_logistic(score: Floats, hit: Bools) -> Curve:
         cost, np.array([0.0, prior]), jac=True, method="L-BFGS-B", bounds=[(0, 50), (None, None)]
     )
     points = _places(score)
-    values = 1 / (1 + np.exp(-(found.x[0] * _logit(points) + found.x[1])))
-    return _rising(points, values)
+    seen = np.minimum(points, np.max(score))  # no promise beyond the best score that was seen
+    values = 1 / (1 + np.exp(-(found.x[0] * _logit(seen) + found.x[1])))
+    return _rising(points, values, len(score))
 
 
 def fit_isotonic(score: Floats, hit: Bools) -> Curve:
@@ -187,7 +189,9 @@ def fit_isotonic(score: Floats, hit: Bools) -> Curve:
     )
     shares = IsotonicRegression(increasing=True).fit_transform(middles, shares, sample_weight=count)
     points = _places(score)
-    return _rising(points, np.interp(points, np.append(0.0, middles), np.append(0.0, shares)))
+    return _rising(
+        points, np.interp(points, np.append(0.0, middles), np.append(0.0, shares)), len(score)
+    )
 
 
 _FITS: dict[Kind, Callable[[Floats, Bools], Curve]] = {
@@ -206,15 +210,21 @@ def fit_precision(score: Floats, hit: Bools, tomogram: NDArray[Any]) -> Precisio
         (two different ones at least).
     """
     score, hit = np.asarray(score, float), np.asarray(hit, bool)
-    foretold = {
-        kind: left_out(lambda own, fit=fit: fit(score[own], hit[own]),
-                       lambda curve, part: expected_precision(score[part], curve), tomogram)
-        for kind, fit in _FITS.items()
-    }  # fmt: skip
+    foretold: dict[Kind, Floats] = {}
+    for kind, fit in _FITS.items():
+        curves = {
+            name: fit(score[tomogram != name], hit[tomogram != name])
+            for name in np.unique(tomogram)
+        }
+        foretold[kind] = np.zeros(len(score))
+        for name, curve in curves.items():
+            own = tomogram == name
+            foretold[kind][own] = expected_precision(score[own], curve)
     likelihood = {kind: _log_likelihood(p, hit) for kind, p in foretold.items()}
     best: Kind = "isotonic" if likelihood["isotonic"] > likelihood["logistic"] else "logistic"
     return PrecisionFit(
-        curve=_FITS[best](score, hit), kind=best, log_likelihood=dict(likelihood),
+        curve=_FITS[best](score, hit), kind=best,
+        log_likelihood={str(kind): value for kind, value in likelihood.items()},
         held_out=foretold[best],
     )  # fmt: skip
 
@@ -259,8 +269,9 @@ def _places(score: Floats) -> Floats:
     return np.unique(np.round(np.append(0.0, np.linspace(max(low, 0.01), 1.0, POINTS - 1)), 4))
 
 
-def _rising(scores: Floats, precisions: Floats) -> Curve:
-    rising = np.maximum.accumulate(np.clip(precisions, 0, 1))
+def _rising(scores: Floats, precisions: Floats, n: int) -> Curve:
+    """Points of a curve made of `n` candidates, which cannot promise more than n hits in n did."""
+    rising = np.maximum.accumulate(np.clip(precisions, 0, 1 - 1 / (n + 2)))
     return [(round(float(s), 4), round(float(p), 4)) for s, p in zip(scores, rising, strict=True)]
 
 

@@ -160,7 +160,7 @@ def _curves(kept: pd.DataFrame, truth: pd.DataFrame, hit_distance_vox: float) ->
     known = {name.casefold() for name in table_classes(kept)}
     rows = [k for k in np.flatnonzero(of >= 0) if classes[of[k]] in known]
     if rows:
-        named = [str(name) for name in kept["class"].iloc[rows]]
+        named = [str(name) for name in kept["class"].to_numpy()[rows]]
         confidence = [
             float(kept[PROBABILITY_PREFIX + name].iloc[k])
             for k, name in zip(rows, named, strict=True)

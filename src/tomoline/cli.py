@@ -441,6 +441,7 @@ def calibrate_command(arguments: argparse.Namespace) -> int:
     from tomoline.log import job_log  # noqa: PLC0415
     from tomoline.networks.cards import load_card  # noqa: PLC0415
     from tomoline.stages.confidence import (  # noqa: PLC0415
+        MORE_TOMOGRAMS,
         calibrate_models,
         format_calibration,
         from_folders,
@@ -460,13 +461,18 @@ def calibrate_command(arguments: argparse.Namespace) -> int:
     if arguments.folders:
         source = "SHREC folders " + ", ".join(folder.name for folder in arguments.folders)
         tomograms = from_folders(card, arguments.folders)
+        more = iter(())
     else:
         last = arguments.seed + arguments.simulate - 1
-        source = f"simulated tomograms, seeds {arguments.seed} to {last}, never trained on"
+        source = (
+            f"simulated tomograms, seeds {arguments.seed} to {last} (their grey values also "
+            f"{last + 1} to {last + MORE_TOMOGRAMS}), never trained on"
+        )
         densities = arguments.project / "resources" / "densities"
         tomograms = simulated(card, densities, count=arguments.simulate, seed=arguments.seed)
+        more = simulated(card, densities, count=MORE_TOMOGRAMS, seed=last + 1)
     with job_log(None):
-        cards = calibrate_models(given, tomograms, source=source)
+        cards = calibrate_models(given, tomograms, source=source, more=more)
     print(format_calibration(cards), end="")
     return 0
 

@@ -18,8 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize, minimize_scalar
-from sklearn.isotonic import IsotonicRegression
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -75,6 +73,8 @@ def fit_temperature(probabilities: Floats, label: NDArray[Any]) -> float:
 
     The log-likelihood is concave in 1 / temperature, so there is one maximum.
     """
+    from scipy.optimize import minimize_scalar  # noqa: PLC0415
+
     low, high = np.log(_TEMPERATURES)
     found = minimize_scalar(
         lambda t: -class_log_likelihood(tempered(probabilities, float(np.exp(t))), label),
@@ -153,6 +153,8 @@ def fit_logistic(score: Floats, hit: Bools) -> Curve:
     Those count one hit and one miss more than were seen, so that a set without misses does not
     promise certainty. The slope is not negative.
     """
+    from scipy.optimize import minimize  # noqa: PLC0415
+
     hits = int(np.count_nonzero(hit))
     target = np.where(hit, (hits + 1) / (hits + 2), 1 / (len(hit) - hits + 2))
     x = _logit(score)
@@ -177,6 +179,9 @@ def fit_isotonic(score: Floats, hit: Bools) -> Curve:
 
     Each step counts one hit and one miss more than it has, which keeps it off 0 and 1.
     """
+    # Slow to import, and the stages that only apply a curve need neither this nor the above.
+    from sklearn.isotonic import IsotonicRegression  # noqa: PLC0415
+
     order = np.argsort(score, kind="stable")
     score, hit = np.asarray(score, float)[order], np.asarray(hit, float)[order]
     level = IsotonicRegression(increasing=True).fit_transform(score, hit)

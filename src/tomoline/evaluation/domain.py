@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tomoline.networks.cards import Domain, ModelCard, Range
 from tomoline.ops.statistics import SPECTRUM, SPECTRUM_EDGES
@@ -27,6 +28,11 @@ LEAST_TOMOGRAMS = 5
 BRIGHT_SKEWNESS = 0.4
 # Larger given voxels lack detail however they are rescaled.
 COARSE, TOO_COARSE = 1.1, 1.5
+# Bands up to 0.26 cycles a voxel hold the particles' own spectrum and the noise's height. One
+# tomogram's differs from another's in SNR and defocus, each by its own range, so their quantiles
+# would pass spectra of another voxel size; the nearest of many does not.
+COARSE_BANDS = 6
+SPECTRAL = "spectrum_distance"
 ONLY_BACKGROUND = (
     "only the background was seen: no particles here, the model can judge this tomogram"
 )
@@ -90,15 +96,20 @@ _RULES: dict[str, _Rule] = {
         "voxels larger than the header says, or too much noise?",
         least_unit=8.0,
     ),
+    SPECTRAL: _Rule(
+        high="its power spectrum is unlike all in training ({what}): another voxel size, filter or "
+        "defocus?",
+        least_unit=0.015,
+    ),
     **{
         name: _Rule(
             high="much more {what} than in training (share 10^{value} of the power, 10^{low} to "
-            "10^{high}): another voxel size, noise, or another filter?",
+            "10^{high}): noise, or another filter?",
             low="much less {what} than in training (share 10^{value} of the power, 10^{low} to "
-            "10^{high}): another voxel size, or a strong filter?",
-            least_unit=0.1,
+            "10^{high}): voxels enlarged by interpolation, or a strong filter?",
+            least_unit=0.3,
         )
-        for name in SPECTRUM
+        for name in SPECTRUM[COARSE_BANDS:]
     },
 }
 
@@ -106,17 +117,53 @@ _RULES: dict[str, _Rule] = {
 def ranges(observed: Sequence[Mapping[str, float]], *, source: str) -> Domain | None:
     """Make a card's domain of the statistics of tomograms; None of fewer than five.
 
-    A statistic that some do not have (those without candidates) is taken from the others.
+    A statistic that some do not have (those without candidates, or that no network saw) is taken
+    from the others.
     """
     if len(observed) < LEAST_TOMOGRAMS:
         return None
+    spectra = [
+        [round(one[name], 3) for name in SPECTRUM]
+        for one in observed
+        if all(name in one for name in SPECTRUM)
+    ]
+    if len(spectra) >= LEAST_TOMOGRAMS:
+        observed = [*observed, *({SPECTRAL: d} for d in _to_the_others(np.array(spectra)))]
+    else:
+        spectra = []
     found = {}
     for name in dict.fromkeys(key for one in observed for key in one):
         values = [one[name] for one in observed if name in one]
         if len(values) >= LEAST_TOMOGRAMS:
             low, median, high = (float(q) for q in np.percentile(values, (5, 50, 95)))
             found[name] = Range(low=_short(low), median=_short(median), high=_short(high))
-    return Domain(source=source, tomograms=len(observed), statistics=found)
+    number = sum(SPECTRAL not in one for one in observed)
+    return Domain(source=source, tomograms=number, statistics=found, spectra=spectra)
+
+
+def _to_the_others(spectra: NDArray[np.float64]) -> list[float]:
+    """Distance of each spectrum `(n, 12)` from the nearest other one."""
+    coarse = spectra[:, :COARSE_BANDS]
+    apart = np.sqrt(((coarse[:, None] - coarse[None]) ** 2).mean(axis=2))
+    np.fill_diagonal(apart, np.inf)
+    return [float(d) for d in apart.min(axis=1)]
+
+
+def _nearest(statistics: Mapping[str, float], card: ModelCard) -> tuple[float, str] | None:
+    """Distance from the card's nearest spectrum (RMS of log10), and where they differ most."""
+    domain = card.domain
+    if domain is None or not domain.spectra or any(name not in statistics for name in SPECTRUM):
+        return None
+    own = np.array([statistics[name] for name in SPECTRUM[:COARSE_BANDS]])
+    apart = own - np.array(domain.spectra)[:, :COARSE_BANDS]
+    rms = np.sqrt((apart**2).mean(axis=1))
+    nearest = apart[int(rms.argmin())]
+    k = int(np.abs(nearest).argmax())
+    more = "more" if nearest[k] > 0 else "less"
+    factor = 10 ** abs(float(nearest[k]))
+    return float(
+        rms.min()
+    ), f"{factor:.1f} times {more} {_band(SPECTRUM[k], card)} than in the nearest"
 
 
 def judge(statistics: Mapping[str, float], card: ModelCard) -> Verdict:
@@ -130,12 +177,18 @@ def judge(statistics: Mapping[str, float], card: ModelCard) -> Verdict:
         if coarse is not None:
             return Verdict(in_domain=coarse[0], reason=coarse[1], distances={})
         return Verdict(in_domain="unknown", reason=UNKNOWN, distances={})
+    nearest = _nearest(statistics, card)
+    if nearest is not None:
+        statistics = {**statistics, SPECTRAL: nearest[0]}
     distances, worst = {}, (0.0, "")
     for name, rule in _RULES.items():
         known = card.domain.statistics.get(name)
         if known is None or name not in statistics:
             continue
-        distance, words = _compare(name, float(statistics[name]), known, rule, card)
+        distance, words = _compare(
+            name, float(statistics[name]), known, rule,
+            what=nearest[1] if name == SPECTRAL and nearest else _band(name, card),
+        )  # fmt: skip
         distances[name] = round(distance, 3)
         worst = max(worst, (distance, words))
     flag: InDomain = "no" if worst[0] > NO else "doubtful" if worst[0] > DOUBTFUL else "yes"
@@ -146,9 +199,7 @@ def judge(statistics: Mapping[str, float], card: ModelCard) -> Verdict:
     )
 
 
-def _compare(
-    name: str, value: float, known: Range, rule: _Rule, card: ModelCard
-) -> tuple[float, str]:
+def _compare(name: str, value: float, known: Range, rule: _Rule, *, what: str) -> tuple[float, str]:
     """Distance of a value on the sides that harm, and what to say of it."""
     above = value > known.median
     words = rule.high if above else rule.low
@@ -160,7 +211,7 @@ def _compare(
         distance = max(distance, 2 * NO)  # of another sign: no matter how wide the range is
     return distance, words.format(
         value=_figure(name, value), low=_figure(name, known.low), high=_figure(name, known.high),
-        what=_band(name, card),
+        what=what,
     )  # fmt: skip
 
 

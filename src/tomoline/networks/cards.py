@@ -40,7 +40,8 @@ class Range(BaseModel):
 class Domain(BaseModel):
     """The kind of tomogram a model was made for, by the statistics of `tomoline.ops.statistics`.
 
-    `source` says which tomograms they were taken from, `tomograms` how many.
+    `source` says which tomograms they were taken from, `tomograms` how many. `spectra` are the
+    power spectra of each (12 bands), with the nearest of which a new one is compared.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +49,7 @@ class Domain(BaseModel):
     source: str
     tomograms: int = Field(ge=1)
     statistics: dict[str, Range]
+    spectra: list[list[float]] = []
 
 
 class ModelCard(BaseModel):
@@ -136,7 +138,10 @@ def load_card(path: str | Path) -> ModelCard:
 
 def write_card(path: str | Path, card: ModelCard) -> None:
     """Write a card into a model's folder, atomically; its weights stay as they are."""
-    text = yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(
+        card.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100,
+        default_flow_style=None,  # lists of numbers on one line
+    )  # fmt: skip
     write_text(model_folder(path) / CARD, text)
 
 

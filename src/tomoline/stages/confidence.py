@@ -58,6 +58,8 @@ LEAST_PARTICLES, LEAST_CANDIDATES = 50, 50
 # SHREC lists these beside the particles; a pick on one is false.
 NO_PARTICLES = ("vesicle", "fiducial")
 SHAPE_ZYX = (96, 160, 160)
+# Spectra differ in SNR, defocus and filter: so many show nearly all that there is.
+MORE_TOMOGRAMS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +164,17 @@ def vote_on(runner: Runner, found: Found) -> Voted:
     )
 
 
-def with_precision(card: ModelCard, found: Sequence[Found], *, source: str) -> ModelCard:
-    """Return a localizer's card with its precision curve and domain, and how good they are."""
+def with_precision(
+    card: ModelCard,
+    found: Sequence[Found],
+    *,
+    source: str,
+    more: Sequence[Mapping[str, float]] = (),
+) -> ModelCard:
+    """Return a localizer's card with its precision curve and domain, and how good they are.
+
+    `more` are grey statistics of further tomograms, which no network need see.
+    """
     score = np.concatenate([f.score for f in found])
     hit = np.concatenate([f.true >= 0 for f in found])
     tomogram = np.repeat(np.arange(len(found)), [len(f.score) for f in found])
@@ -184,21 +195,24 @@ def with_precision(card: ModelCard, found: Sequence[Found], *, source: str) -> M
         }
     else:
         log.warning("no precision curve: %d candidates in %d tomograms", len(score), len(found))
-    domain = ranges([f.statistics for f in found], source=source)
+    observed = [*(f.statistics for f in found), *more]
+    domain = ranges(observed, source=source)
     if domain is None:
-        log.warning("%d tomograms are too few to say what is usual: no domain", len(found))
+        log.warning("%d tomograms are too few to say what is usual: no domain", len(observed))
     else:
         update["domain"] = domain
-        figures["out_of_domain"] = sum(_left_out_flags(card, found, source))
+        figures["out_of_domain"] = sum(_left_out_flags(card, observed, source))
     return _updated(card, update, figures)
 
 
-def _left_out_flags(card: ModelCard, found: Sequence[Found], source: str) -> Iterator[bool]:
+def _left_out_flags(
+    card: ModelCard, observed: Sequence[Mapping[str, float]], source: str
+) -> Iterator[bool]:
     """Whether each tomogram would be flagged by the ranges of all the others."""
-    for k, one in enumerate(found):
-        others = [f.statistics for i, f in enumerate(found) if i != k]
+    for k, one in enumerate(observed):
+        others = [other for i, other in enumerate(observed) if i != k]
         own = card.model_copy(update={"domain": ranges(others, source=source)})
-        yield judge(one.statistics, own).in_domain in ("doubtful", "no")
+        yield judge(one, own).in_domain in ("doubtful", "no")
 
 
 def with_temperature(card: ModelCard, voted: Sequence[Voted], *, source: str) -> ModelCard:
@@ -285,9 +299,15 @@ def from_folders(card: ModelCard, folders: Sequence[Path]) -> Iterator[Known]:
 
 
 def calibrate_models(
-    folders: Sequence[str | Path], tomograms: Iterable[Known], *, source: str
+    folders: Sequence[str | Path],
+    tomograms: Iterable[Known],
+    *,
+    source: str,
+    more: Iterable[Known] = (),
 ) -> list[ModelCard]:
     """Write the cards of a localizer and, if given, a classifier anew; returns them.
+
+    Of `more` tomograms only the grey values are measured, which takes seconds each.
 
     Their weights stay, as do their hashes. The classifier is measured on what the localizer finds,
     so one is needed.
@@ -311,7 +331,11 @@ def calibrate_models(
         found.append(replace(one, known=replace(known, volume=np.empty((0, 0, 0), np.float32))))
         log.info("%s: %d candidates, %d of %d particles found", known.name, len(one.score),
                  int((one.true >= 0).sum()), len(known.centres_zyx))  # fmt: skip
-    written = [with_precision(cards["localizer"][0], found, source=source)]
+    greys = []
+    for known in more:
+        greys.append(grey_statistics(known.volume))
+        log.info("%s: grey values", known.name)
+    written = [with_precision(cards["localizer"][0], found, source=source, more=greys)]
     if classifier is not None:
         written.append(with_temperature(cards["classifier"][0], voted, source=source))
     for card in written:

@@ -461,7 +461,7 @@ def calibrate_command(arguments: argparse.Namespace) -> int:
     if arguments.folders:
         source = "SHREC folders " + ", ".join(folder.name for folder in arguments.folders)
         tomograms = from_folders(card, arguments.folders)
-        more = iter(())
+        more = from_folders(card, [])
     else:
         last = arguments.seed + arguments.simulate - 1
         source = (

@@ -293,14 +293,14 @@ def _tomograms_html(result: DatasetResult) -> str:
     if not result.rows:
         return ""
     looks = result.class_styles
+    hint = "whether the model was made for such a tomogram"
     columns = [pages.Column(head="Tomogram"), pages.Column(head="State")]
+    columns.append(pages.Column(head="Model fits", hint=hint))
     columns += [
         pages.Column(head=head, kind="number")
         for head in ("Size\u00a0x\u00a0×\u00a0y\u00a0×\u00a0z", "Å/voxel", "Particles", "Rejected")
     ]
     columns += [pages.Column(head=name, kind="number") for name in looks]
-    hint = "whether the model was made for such a tomogram"
-    columns.append(pages.Column(head="Model fits", hint=hint))
     columns.append(pages.Column(head="Warnings", kind="number"))
     rows, kinds = [], {}
     for i, row in enumerate(result.rows):
@@ -311,9 +311,8 @@ def _tomograms_html(result: DatasetResult) -> str:
     kept = sum(len(row.accepted) for row in result.rows)
     everything = sum(len(row.particles) for row in result.rows)
     rows.append(
-        ["all", "", "", "", f"{kept:,}", f"{everything - kept:,}"]
+        ["all", "", "", "", "", f"{kept:,}", f"{everything - kept:,}"]
         + [f"{count:,}" for count in total.values()]
-        + [""]
         + [str(sum(len(row.warnings) for row in result.rows))]
     )
     kinds[len(rows) - 1] = "sum"
@@ -327,12 +326,12 @@ def _tomogram_cells(row: TomogramRow, names: Sequence[str]) -> list[str]:
     return [
         f'<a href="{escape(row.link)}">{name}</a>' if row.link else name,
         escape(STATE_WORDS.get(row.state, row.state)),
+        escape(row.in_domain) or "–",
         " × ".join(map(str, row.size_xyz)) if row.size_xyz else "–",
         figures.number(row.voxel_size_angstrom, 4),
         f"{len(row.accepted):,}" if known else "–",
         f"{len(row.particles) - len(row.accepted):,}" if known else "–",
         *(f"{row.counts.get(n, 0):,}" if known else "–" for n in names),
-        escape(row.in_domain) or "–",
         str(len(row.warnings)) if row.warnings else "",
     ]
 

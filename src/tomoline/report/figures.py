@@ -153,7 +153,7 @@ def lines(series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str, x_la
     frame = _Frame(x=x_span or _span(xs), y=y_span or _span(ys, zero=True), height=200)
     parts = [frame.axes(x_label, y_label)]
     for n, (words, x) in enumerate((marks or {}).items()):
-        at, low = frame.px(x), frame.top + 14 + 15 * n
+        at, low = frame.px(x), frame.bottom - 6 - 15 * n  # curves lie at the top
         parts.append(_line(at, frame.top, at, frame.bottom, "ax"))
         right = at > (frame.left + frame.right) / 2
         parts.append(

@@ -28,10 +28,10 @@ LEAST_TOMOGRAMS = 5
 BRIGHT_SKEWNESS = 0.4
 # Larger given voxels lack detail however they are rescaled.
 COARSE, TOO_COARSE = 1.1, 1.5
-# Bands up to 0.26 cycles a voxel hold the particles' own spectrum and the noise's height. One
-# tomogram's differs from another's in SNR and defocus, each by its own range, so their quantiles
-# would pass spectra of another voxel size; the nearest of many does not.
-COARSE_BANDS = 6
+# Bands up to 0.34 cycles a voxel hold the particles' own spectrum and the noise's; beyond, it is
+# the reconstruction's filter. Spectra differ in SNR, defocus and more, so that the quantiles of each
+# band would pass those of another voxel size; the mean distance from the nearest of many does not.
+COARSE_BANDS, NEAREST = 8, 3
 SPECTRAL = "spectrum_distance"
 ONLY_BACKGROUND = (
     "only the background was seen: no particles here, the model can judge this tomogram"
@@ -55,12 +55,13 @@ class Verdict:
 class _Rule:
     """How a statistic is compared: which side harms, the least unit of distance, the words.
 
-    `words` may hold `{value}`, `{low}` and `{high}`.
+    Words may hold `{value}`, `{low}`, `{high}` and `{what}`. Distances are multiplied by `weight`.
     """
 
     high: str = ""
     low: str = ""
     least_unit: float
+    weight: float = 1.0
 
 
 _RULES: dict[str, _Rule] = {
@@ -100,6 +101,7 @@ _RULES: dict[str, _Rule] = {
         high="its power spectrum is unlike all in training ({what}): another voxel size, filter or "
         "defocus?",
         least_unit=0.015,
+        weight=1.25,
     ),
     **{
         name: _Rule(
@@ -123,7 +125,7 @@ def ranges(observed: Sequence[Mapping[str, float]], *, source: str) -> Domain | 
     if len(observed) < LEAST_TOMOGRAMS:
         return None
     spectra = [
-        [round(one[name], 3) for name in SPECTRUM]
+        [round(one[name], 3) for name in SPECTRUM[:COARSE_BANDS]]
         for one in observed
         if all(name in one for name in SPECTRUM)
     ]
@@ -142,28 +144,26 @@ def ranges(observed: Sequence[Mapping[str, float]], *, source: str) -> Domain | 
 
 
 def _to_the_others(spectra: NDArray[np.float64]) -> list[float]:
-    """Distance of each spectrum `(n, 12)` from the nearest other one."""
-    coarse = spectra[:, :COARSE_BANDS]
-    apart = np.sqrt(((coarse[:, None] - coarse[None]) ** 2).mean(axis=2))
+    """Mean distance of each spectrum `(n, 8)` from the nearest others."""
+    apart = np.sqrt(((spectra[:, None] - spectra[None]) ** 2).mean(axis=2))
     np.fill_diagonal(apart, np.inf)
-    return [float(d) for d in apart.min(axis=1)]
+    return [float(d) for d in np.sort(apart, axis=1)[:, :NEAREST].mean(axis=1)]
 
 
 def _nearest(statistics: Mapping[str, float], card: ModelCard) -> tuple[float, str] | None:
-    """Distance from the card's nearest spectrum (RMS of log10), and where they differ most."""
+    """Mean distance (RMS of log10) from the card's nearest spectra, and where it differs most."""
     domain = card.domain
     if domain is None or not domain.spectra or any(name not in statistics for name in SPECTRUM):
         return None
     own = np.array([statistics[name] for name in SPECTRUM[:COARSE_BANDS]])
-    apart = own - np.array(domain.spectra)[:, :COARSE_BANDS]
+    apart = own - np.array(domain.spectra)
     rms = np.sqrt((apart**2).mean(axis=1))
     nearest = apart[int(rms.argmin())]
     k = int(np.abs(nearest).argmax())
     more = "more" if nearest[k] > 0 else "less"
     factor = 10 ** abs(float(nearest[k]))
-    return float(
-        rms.min()
-    ), f"{factor:.1f} times {more} {_band(SPECTRUM[k], card)} than in the nearest"
+    distance = float(np.sort(rms)[:NEAREST].mean())
+    return distance, f"{factor:.1f} times {more} {_band(SPECTRUM[k], card)} than in the nearest"
 
 
 def judge(statistics: Mapping[str, float], card: ModelCard) -> Verdict:
@@ -206,7 +206,7 @@ def _compare(name: str, value: float, known: Range, rule: _Rule, *, what: str) -
     if not words:
         return 0.0, ""
     unit = max(rule.least_unit, known.high - known.median if above else known.median - known.low)
-    distance = abs(value - known.median) / unit
+    distance = rule.weight * abs(value - known.median) / unit
     if name == "skewness" and value > BRIGHT_SKEWNESS > known.high:
         distance = max(distance, 2 * NO)  # of another sign: no matter how wide the range is
     return distance, words.format(

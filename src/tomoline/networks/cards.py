@@ -41,7 +41,7 @@ class Domain(BaseModel):
     """The kind of tomogram a model was made for, by the statistics of `tomoline.ops.statistics`.
 
     `source` says which tomograms they were taken from, `tomograms` how many. `spectra` are the
-    power spectra of each (12 bands), with the nearest of which a new one is compared.
+    power spectra of each (lower bands), with the nearest of which a new one is compared.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

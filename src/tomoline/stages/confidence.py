@@ -59,7 +59,7 @@ LEAST_PARTICLES, LEAST_CANDIDATES = 50, 50
 NO_PARTICLES = ("vesicle", "fiducial")
 SHAPE_ZYX = (96, 160, 160)
 # Spectra differ in SNR, defocus and filter: so many show nearly all that there is.
-MORE_TOMOGRAMS = 64
+MORE_TOMOGRAMS = 120
 
 
 @dataclass(frozen=True, kw_only=True)

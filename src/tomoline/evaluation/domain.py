@@ -29,7 +29,7 @@ BRIGHT_SKEWNESS = 0.4
 # Larger given voxels lack detail however they are rescaled.
 COARSE, TOO_COARSE = 1.1, 1.5
 # Bands up to 0.34 cycles a voxel hold the particles' own spectrum and the noise's; beyond, it is
-# the reconstruction's filter. Spectra differ in SNR, defocus and more, so that the quantiles of each
+# the filter. Spectra differ in SNR, defocus and more, so that the quantiles of each
 # band would pass those of another voxel size; the mean distance from the nearest of many does not.
 COARSE_BANDS, NEAREST = 8, 3
 SPECTRAL = "spectrum_distance"

@@ -426,6 +426,11 @@ def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
         help="simulate so many tomograms instead, by the localizer's training conditions",
     )  # fmt: skip
     parser.add_argument(
+        "--grey", type=int, metavar="N",
+        help="simulate so many more, of which no network sees anything: seconds each, for the "
+        "range of usual spectra (default: 120 beside --simulate, else 0)",
+    )  # fmt: skip
+    parser.add_argument(
         "--seed", type=int, default=9_000_001, help="seed of the first one (default: %(default)s)"
     )
 
@@ -448,9 +453,11 @@ def calibrate_command(arguments: argparse.Namespace) -> int:
         simulated,
     )
 
-    if bool(arguments.folders) == (arguments.simulate > 0):
+    seeded = arguments.simulate > 0
+    grey = MORE_TOMOGRAMS * seeded if arguments.grey is None else arguments.grey
+    if (bool(arguments.folders) and seeded) or not (arguments.folders or seeded or grey):
         raise InputError(
-            "arguments", expected="either --folders FOLDER... or --simulate N",
+            "arguments", expected="either --folders FOLDER... or --simulate N (or --grey N alone)",
             found="both" if arguments.folders else "neither", remedy="give one of them",
         )  # fmt: skip
     given = [
@@ -458,20 +465,20 @@ def calibrate_command(arguments: argparse.Namespace) -> int:
         for name in arguments.models
     ]
     card = next((c for c in map(load_card, given) if c.role == "localizer"), load_card(given[0]))
+    densities, first = arguments.project / "resources" / "densities", arguments.seed
+    between = first + arguments.simulate
     if arguments.folders:
-        source = "SHREC folders " + ", ".join(folder.name for folder in arguments.folders)
         tomograms = from_folders(card, arguments.folders)
-        more = from_folders(card, [])
+        sources = ["SHREC folders " + ", ".join(folder.name for folder in arguments.folders)]
     else:
-        last = arguments.seed + arguments.simulate - 1
-        source = (
-            f"simulated tomograms, seeds {arguments.seed} to {last} (their grey values also "
-            f"{last + 1} to {last + MORE_TOMOGRAMS}), never trained on"
-        )
-        densities = arguments.project / "resources" / "densities"
-        tomograms = simulated(card, densities, count=arguments.simulate, seed=arguments.seed)
-        more = simulated(card, densities, count=MORE_TOMOGRAMS, seed=last + 1)
+        tomograms = simulated(card, densities, count=arguments.simulate, seed=first)
+        sources = [f"simulated tomograms, seeds {first} to {between - 1}"] * seeded
+    if grey:
+        sources.append(f"grey values of simulated tomograms, seeds {between} to "
+                       f"{between + grey - 1}")  # fmt: skip
+    more = simulated(card, densities, count=grey, seed=between)
     with job_log(None):
+        source = "; ".join(sources) + "; none was trained on"
         cards = calibrate_models(given, tomograms, source=source, more=more)
     print(format_calibration(cards), end="")
     return 0

@@ -11,10 +11,14 @@ from tiny_project import save_threshold_network, write_tomogram
 from tomoline import cli
 from tomoline.errors import InputError
 from tomoline.evaluation.calibration import expected_precision
+from tomoline.evaluation.domain import judge
 from tomoline.networks.cards import load_card, verify_weights
+from tomoline.ops.statistics import grey_statistics
+from tomoline.stages import confidence
 from tomoline.stages.confidence import from_folders, simulated
 from tomoline.training.data import VALIDATION_SEED
 
+DENSITIES = Path(__file__).parents[2] / "resources" / "densities"
 SHAPE = (28, 56, 56)
 PLACES = [(z, y, x) for z in (7, 20) for y in (8, 28, 48) for x in (8, 28, 48)]
 RADIUS = 3.0
@@ -92,6 +96,21 @@ def test_too_little_gives_no_curve_and_no_domain_but_says_so(models, tmp_path, c
     assert card.precision_curve is None and card.domain is None
 
 
+def test_grey_values_alone_make_a_domain_and_no_network_runs(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(confidence, "SHAPE_ZYX", (40, 48, 48))
+    (tmp_path / "resources" / "densities").symlink_to(DENSITIES)
+    arguments = ["calibrate", "loc", "--project", str(tmp_path), "--grey", "6"]
+    assert cli.main(arguments) == 0
+    card = load_card(models / "loc")
+    assert card.precision_curve is None
+    assert card.domain.tomograms == 6 and len(card.domain.spectra) == 6
+    assert "9000001 to 9000006; none was trained on" in card.domain.source
+    assert "score_50" not in card.domain.statistics
+    # Those of the following seeds are such tomograms; the other way round they are not.
+    (known,) = simulated(card, DENSITIES, count=1, seed=9_000_020)
+    assert judge(grey_statistics(-known.volume), card).in_domain == "no"
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [(["cls"], "a localizer and, if wanted"), (["loc", "loc"], "a localizer and, if wanted")],
@@ -108,7 +127,7 @@ def test_models_that_cannot_be_calibrated_are_refused(names, words, models, tmp_
 def test_seeds_of_the_training_and_other_voxel_sizes_are_refused(models, tmp_path) -> None:
     card = load_card(models / "loc").model_copy(update={"training": {"seed": 9}})
     with pytest.raises(InputError, match="10000000 or more"):
-        next(simulated(card, Path("resources/densities"), count=1, seed=9_000_001))
+        next(simulated(card, DENSITIES, count=1, seed=9_000_001))
     assert VALIDATION_SEED > 10_000_000
     write_folder(tmp_path / "one", 1)
     narrow = card.model_copy(update={"voxel_size_range_angstrom": (12.0, 14.0)})

@@ -24,8 +24,9 @@ InDomain = Literal["yes", "doubtful", "no", "unknown"]
 DOUBTFUL, NO = 2.0, 4.0
 # Fewer tomograms than this do not show what is usual.
 LEAST_TOMOGRAMS = 5
-# Noise alone stays within 0.1 of no skewness, volumes with bright particles lie far above.
-BRIGHT_SKEWNESS = 0.4
+# Noise alone stays within 0.1 of no skewness, volumes with clear bright particles lie far above the
+# second.
+FAINTLY_BRIGHT, BRIGHT = 0.15, 0.4
 # Larger given voxels lack detail however they are rescaled.
 COARSE, TOO_COARSE = 1.1, 1.5
 # Bands up to 0.34 cycles a voxel hold the particles' own spectrum and the noise's; beyond, it is
@@ -207,8 +208,9 @@ def _compare(name: str, value: float, known: Range, rule: _Rule, *, what: str) -
         return 0.0, ""
     unit = max(rule.least_unit, known.high - known.median if above else known.median - known.low)
     distance = rule.weight * abs(value - known.median) / unit
-    if name == "skewness" and value > BRIGHT_SKEWNESS > known.high:
-        distance = max(distance, 2 * NO)  # of another sign: no matter how wide the range is
+    if name == "skewness" and value > FAINTLY_BRIGHT > known.high:
+        # Of another sign: no matter how wide the range is.
+        distance = max(distance, 2 * NO if value > BRIGHT else 1.25 * DOUBTFUL)
     return distance, words.format(
         value=_figure(name, value), low=_figure(name, known.low), high=_figure(name, known.high),
         what=what,

@@ -175,12 +175,12 @@ def with_precision(
 
     `more` are grey statistics of further tomograms, which no network need see.
     """
-    score = np.concatenate([f.score for f in found])
-    hit = np.concatenate([f.true >= 0 for f in found])
+    score = np.concatenate([np.empty(0), *(f.score for f in found)])
+    hit = np.concatenate([np.empty(0, bool), *(f.true >= 0 for f in found)])
     tomogram = np.repeat(np.arange(len(found)), [len(f.score) for f in found])
     figures: dict[str, Any] = {
-        "source": source, "tomograms": len(found), "candidates": len(score),
-        "hit_distance_vox": HIT_DISTANCE_VOX,
+        "source": source, "tomograms": len(found), "tomograms_grey_values_only": len(more),
+        "candidates": len(score), "hit_distance_vox": HIT_DISTANCE_VOX,
     }  # fmt: skip
     update: dict[str, Any] = {}
     if len(score) >= LEAST_CANDIDATES and len(np.unique(tomogram)) > 1:
@@ -201,7 +201,7 @@ def with_precision(
         log.warning("%d tomograms are too few to say what is usual: no domain", len(observed))
     else:
         update["domain"] = domain
-        figures["out_of_domain"] = sum(_left_out_flags(card, observed, source))
+        figures["out_of_domain_if_left_out"] = sum(_left_out_flags(card, observed, source))
     return _updated(card, update, figures)
 
 
@@ -220,8 +220,10 @@ def with_temperature(card: ModelCard, voted: Sequence[Voted], *, source: str) ->
 
     Those of each tomogram are by the temperature of all the others.
     """
-    p = np.concatenate([v.probabilities for v in voted])
-    named, label = (np.concatenate([getattr(v, k) for v in voted]) for k in ("named", "label"))
+    none = np.empty(0, np.int64)
+    p = np.concatenate([np.empty((0, len(card.classes) - 1)), *(v.probabilities for v in voted)])
+    named = np.concatenate([none, *(v.named for v in voted)])
+    label = np.concatenate([none, *(v.label for v in voted)])
     tomogram = np.repeat(np.arange(len(voted)), [len(v.label) for v in voted])
     figures: dict[str, Any] = {"source": source, "tomograms": len(voted), "particles": len(label)}
     if len(label) < LEAST_PARTICLES or len(np.unique(tomogram)) < 2:
@@ -257,6 +259,8 @@ def simulated(card: ModelCard, densities: Path, *, count: int, seed: int) -> Ite
     InputError
         If the training drew from such seeds.
     """
+    if count == 0:
+        return
     training = card.training
     least = (int(training.get("seed", 1)) + 1) * 1_000_000
     if seed < least:

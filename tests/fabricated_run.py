@@ -136,6 +136,22 @@ def make_evaluation(folder: Path, table: pd.DataFrame):
     evaluation.confusion().to_csv(folder / "confusion.csv", index_label="true")
 
 
+def add_curves(folder: Path):
+    """Give evaluation.json what later releases add: a score curve and reliability."""
+    path = folder / "evaluation.json"
+    value = json.loads(path.read_text())
+    value["score_curve"] = {
+        "min_score": [0.5, 0.9], "predictions": [20, 10], "tp": [18, 10],
+        "precision": [0.9, 1.0], "recall": [0.8, 0.4], "particles": 22,
+    }  # fmt: skip
+    bins = [[10, 0.7, 0.6], [10, 0.95, 1.0]]
+    value["reliability"] = {
+        "particle": {"of": "expected_precision", "ece": 0.075, "bins": bins},
+        "class": {"of": "p_<class>", "ece": 0.075, "bins": bins},
+    }
+    write_json(path, value)
+
+
 def make_models(folder: Path):
     """Two cards and the curves of one."""
     for role, classes in (("localizer", ["background", "particle"]),
@@ -164,7 +180,8 @@ def report_tomogram_of(folder: Path, **settings):
     optional = {
         key: folder / name
         for key, name in (("evaluation", "evaluation.json"), ("confusion", "confusion.csv"),
-                          ("evaluation_classes", "evaluation_classes.csv"))
+                          ("evaluation_classes", "evaluation_classes.csv"),
+                          ("domain", "domain.json"))
         if (folder / name).exists()
     }  # fmt: skip
     page = folder / "report" / "tomogram.html"

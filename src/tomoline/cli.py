@@ -330,10 +330,16 @@ def _scores_arguments(parser: argparse.ArgumentParser) -> None:
 @command("scores", _scores_arguments)
 def scores_command(arguments: argparse.Namespace) -> int:
     """Show how well a dataset's particles agree with its truth, and where its files are."""
-    from tomoline.stages.scores import format_files, format_scores, read_scores  # noqa: PLC0415
+    from tomoline.stages.scores import (  # noqa: PLC0415
+        format_files,
+        format_scores,
+        read_domains,
+        read_scores,
+    )
 
     results = arguments.project / "results" / arguments.dataset
-    print(format_scores(read_scores(results)))
+    scores = read_scores(results)
+    print(format_scores(scores, read_domains(results, scores)))
     print(format_files(results), end="")
     return 0
 
@@ -470,6 +476,79 @@ def train_command(arguments: argparse.Namespace) -> int:
             settings=settings, work=str(folder / settings.name / "checkpoints"),
         )  # fmt: skip
     print("\n".join(str(path) for path in outputs.values()))
+    return 0
+
+
+def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    add_project(parser)
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL",
+        help="a localizer and, if wanted, a classifier: folders of resources/models, or paths",
+    )  # fmt: skip
+    parser.add_argument(
+        "--folders", nargs="+", type=Path, default=[], metavar="FOLDER",
+        help="tomograms with truth in SHREC layout, none of which was trained on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--simulate", type=int, default=0, metavar="N",
+        help="simulate so many tomograms instead, by the localizer's training conditions",
+    )  # fmt: skip
+    parser.add_argument(
+        "--grey", type=int, metavar="N",
+        help="simulate so many more, of which no network sees anything: seconds each, for the "
+        "range of usual spectra (default: 120 beside --simulate, else 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=9_000_001, help="seed of the first one (default: %(default)s)"
+    )
+
+
+@command("calibrate", _calibrate_arguments)
+def calibrate_command(arguments: argparse.Namespace) -> int:
+    """Measure what a model's scores and probabilities are worth, and write it into its card.
+
+    The temperature of class probabilities, the expected precision of scores, and what kind of
+    tomogram the model knows; weights, threshold and bandwidth stay as they are. Takes minutes a
+    tomogram without a GPU.
+    """
+    from tomoline.log import job_log  # noqa: PLC0415
+    from tomoline.networks.cards import load_card  # noqa: PLC0415
+    from tomoline.stages.confidence import (  # noqa: PLC0415
+        MORE_TOMOGRAMS,
+        calibrate_models,
+        format_calibration,
+        from_folders,
+        simulated,
+    )
+
+    seeded = arguments.simulate > 0
+    grey = MORE_TOMOGRAMS * seeded if arguments.grey is None else arguments.grey
+    if (bool(arguments.folders) and seeded) or not (arguments.folders or seeded or grey):
+        raise InputError(
+            "arguments", expected="either --folders FOLDER... or --simulate N (or --grey N alone)",
+            found="both" if arguments.folders else "neither", remedy="give one of them",
+        )  # fmt: skip
+    given = [
+        Path(name) if Path(name).exists() else _models_folder(arguments.project) / name
+        for name in arguments.models
+    ]
+    card = next((c for c in map(load_card, given) if c.role == "localizer"), load_card(given[0]))
+    densities, first = arguments.project / "resources" / "densities", arguments.seed
+    between = first + arguments.simulate
+    if arguments.folders:
+        tomograms = from_folders(card, arguments.folders)
+        sources = ["SHREC folders " + ", ".join(folder.name for folder in arguments.folders)]
+    else:
+        tomograms = simulated(card, densities, count=arguments.simulate, seed=first)
+        sources = [f"simulated tomograms, seeds {first} to {between - 1}"] * seeded
+    if grey:
+        sources.append(f"grey values of simulated tomograms, seeds {between} to "
+                       f"{between + grey - 1}")  # fmt: skip
+    more = simulated(card, densities, count=grey, seed=between)
+    with job_log(None):
+        source = "; ".join(sources) + "; none was trained on"
+        cards = calibrate_models(given, tomograms, source=source, more=more)
+    print(format_calibration(cards), end="")
     return 0
 
 

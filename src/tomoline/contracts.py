@@ -70,7 +70,12 @@ PARTICLE_COLUMNS = (
     "vote_share", "margin",
 )  # fmt: skip
 
+# Between those and the p_<class> columns, where the localizer's card has a precision curve.
+EXPECTED_PRECISION = "expected_precision"  # 0..1: that there is a particle, by its score
+
 BACKGROUND = "background"
+STATISTICS = "statistics"  # of the grey values, in the `quality` of prepared.json
+DOMAIN = "domain.json"  # cluster -> whether the model can judge the tomogram: in_domain, reason
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -209,6 +209,13 @@ class ExportSettings(Section):
         "cpp = size/2 as its C++ programs have it; one unbinned pixel apart.",
     )
     min_score: float = Field(0.0, ge=0, le=1, description="Leave out particles below this score.")
+    min_expected_precision: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Leave out particles whose score promises less: the probability that there is "
+        "a particle, as measured on simulated tomograms (the localizer's precision_curve).",
+    )
     classes: list[str] = Field([], description="Only these classes; empty: all.")
 
 

@@ -13,7 +13,7 @@ from tomoline.evaluation.picking import dog_picks_at_scales
 from tomoline.evaluation.scores import evaluate_picks, with_picker
 from tomoline.io.annotations import read_occupancy, read_truth
 from tomoline.io.mrc import open_volume, write_volume
-from tomoline.io.tables import write_particles
+from tomoline.io.tables import read_particles, write_particles
 from tomoline.settings import EvaluateSettings
 from tomoline.stages import evaluate
 
@@ -234,3 +234,24 @@ def test_map_of_voxel_classes_is_scored_on_the_prepared_grid(scale: float, tmp_p
     assert found["va"] == pytest.approx(1 - ball / everything, abs=1e-6)
     assert found["mva"] == pytest.approx((1 + 1 + 0.5) / 3, abs=1e-6)
     assert found["miou"] == pytest.approx((1 + 2 / 3 + 1 / 2) / 3, abs=1e-6)
+
+
+def test_stage_says_what_scores_and_probabilities_were_worth(tmp_path: Path) -> None:
+    inputs = stage_inputs(tmp_path)
+    table = read_particles(inputs["particles"]).assign(score=[0.9, 0.8, 0.7, 0.6])
+    table.loc[3, "z_vox"] += 30  # the last hits nothing
+    table = table.assign(p_1bxn=[0.9, 0.9, 0.9, 0.2], p_4v94=[0.1, 0.1, 0.1, 0.8])
+    write_particles(inputs["particles"], table)
+    wanted = outputs(tmp_path)
+    evaluate.run(inputs, wanted, settings=EvaluateSettings(dog_picker=False))
+    found = json.loads(wanted["evaluation"].read_text())
+    assert found["score_curve"]["precision"] == [0.75, 1, 1, 1]
+    assert found["score_curve"]["recall"] == [0.75, 0.75, 0.5, 0.25]
+    assert found["reliability"]["particle"]["of"] == "score"
+    # Two of the three found are 1bxn as said with 0.9: |2/3 - 0.9|.
+    assert found["reliability"]["class"]["ece"] == pytest.approx(0.9 - 2 / 3, abs=1e-4)
+    table.insert(table.columns.get_loc("margin") + 1, "expected_precision", [1.0, 1.0, 1.0, 0.0])
+    write_particles(inputs["particles"], table)
+    evaluate.run(inputs, wanted, settings=EvaluateSettings(dog_picker=False))
+    found = json.loads(wanted["evaluation"].read_text())["reliability"]["particle"]
+    assert found["of"] == "expected_precision" and found["ece"] == 0

@@ -310,3 +310,47 @@ def test_two_tomograms_of_one_tilt_series_are_refused(tmp_path: Path) -> None:
             {"relion5": tmp_path / "out" / "particles.star"}, settings=ExportSettings(),
             dataset=DATASET, tilt_series=["TS", "TS"],
         )  # fmt: skip
+
+
+def add_precision(path: str, values: list[float]) -> None:
+    table = read_particles(path)
+    table.insert(table.columns.get_loc("margin") + 1, "expected_precision", values)
+    write_particles(path, table)
+
+
+@pytest.mark.parametrize("name", list(DIALECTS))
+def test_the_expected_precision_is_kept_and_can_be_asked_for(name: str, tmp_path: Path) -> None:
+    inputs = make(tmp_path, "t1", ROWS)
+    add_precision(inputs["particles"], [0.99, 0.9, 0.6])
+    for least, left in ((0.0, [0.99, 0.6]), (0.7, [0.99])):
+        path = tmp_path / "out" / DIALECTS[name].file_name
+        export.run(
+            inputs, {name: path}, settings=ExportSettings(min_expected_precision=least),
+            dataset=DATASET, tilt_series="TS_1",
+        )  # fmt: skip
+        if name == "csv":
+            found = read_particles(path)["expected_precision"]
+        else:
+            blocks = starfile.read(path, always_dict=True)
+            found = blocks["particles"]["tomolineExpectedPrecision"]
+        assert list(found) == left
+
+
+def test_asking_for_a_precision_that_no_model_gave_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="tomoline calibrate"):
+        one(tmp_path, min_expected_precision=0.5)
+
+
+@pytest.mark.parametrize("name", list(DIALECTS))
+def test_tables_of_different_cards_combine_without_the_column(name: str, tmp_path: Path) -> None:
+    inputs = [make(tmp_path, name, ROWS) for name in ("t1", "t2")]
+    add_precision(inputs[0]["particles"], [0.99, 0.9, 0.6])
+    folder = tmp_path / "all"
+    combine.run(
+        {"particles": [i["particles"] for i in inputs],
+         "transforms": [i["transform"] for i in inputs]},
+        {name: folder / DIALECTS[name].combined_name}, settings=ExportSettings(),
+        dataset=DATASET, tilt_series=["TS_1", "TS_2"],
+    )  # fmt: skip
+    text = (folder / DIALECTS[name].combined_name).read_text()
+    assert ("xpected" not in text and "TS_2" in text) or name == "csv"

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import yaml
 
-from tomoline.contracts import TilePlan, VolumeTransform
+from tomoline.contracts import PARTICLE_COLUMNS, TilePlan, VolumeTransform
 from tomoline.errors import InputError
 from tomoline.io.mrc import open_volume, read_header, write_volume
 from tomoline.io.subtomograms import open_subtomograms, write_classes
 from tomoline.io.tables import read_candidates, read_particles
 from tomoline.kernels.memory import bytes_per_voxel
-from tomoline.networks.cards import ModelCard, load_card
+from tomoline.networks.cards import Domain, ModelCard, Range, load_card, write_card
 from tomoline.settings import (
     ClusterSettings,
     ExtractSettings,
@@ -71,7 +71,7 @@ def line(tmp_path):
     }  # fmt: skip
     for name in ("prepared.json", "prepared.mrc", "plan.json", "probability.mrc", "mask.mrc",
                  "candidates.csv", "subtomograms.h5", "classes.h5", "particles.csv",
-                 "segmentation.mrc.gz"):  # fmt: skip
+                 "segmentation.mrc.gz", "domain.json"):  # fmt: skip
         files[name] = tmp_path / "r" / name
     files["prepared.mrc"].parent.mkdir()
     VolumeTransform(
@@ -120,8 +120,9 @@ def _merge(line, shards, **settings):
 def _cluster_and_extract(line, **settings):
     cluster.run(
         {"probability": line["probability.mrc"], "mask": line["mask.mrc"],
-         "card": line["localizer"]},
-        {"candidates": line["candidates.csv"]}, settings=ClusterSettings(**settings),
+         "transform": line["prepared.json"], "card": line["localizer"]},
+        {"candidates": line["candidates.csv"], "domain": line["domain.json"]},
+        settings=ClusterSettings(**settings),
     )  # fmt: skip
     extract.run(
         {"candidates": line["candidates.csv"], "volume": line["prepared.mrc"],
@@ -152,7 +153,8 @@ def _classify(line, particles):
 def _vote(line, dataset=DATASET, **settings):
     vote.run(
         {"candidates": line["candidates.csv"], "classes": line["classes.h5"],
-         "transform": line["prepared.json"]},
+         "transform": line["prepared.json"], "localizer": line["localizer"],
+         "classifier": line["classifier"]},
         {"particles": line["particles.csv"], "segmentation": line["segmentation.mrc.gz"]},
         settings=VoteSettings(**settings), tomogram="t1", dataset=dataset,
     )  # fmt: skip
@@ -255,6 +257,41 @@ def test_a_centre_without_labels_and_a_small_share_are_rejects(line):
     assert next(r for r in rejected["reason"] if r).startswith("vote share below 0.")
     # Its votes stay on record.
     assert rejected.loc[rejected["reason"] != "", "vote_share"].iloc[0] > 0.5
+
+
+def _recard(path, **fields):
+    """Write other fields into a card."""
+    write_card(path, load_card(path).model_copy(update=fields))
+
+
+def test_a_calibrated_model_adds_the_expected_precision_and_softens_probabilities(line):
+    plain = _whole_line(line, PARTICLES)
+    assert "expected_precision" not in plain  # a card of an older release
+    _recard(line["localizer"], precision_curve=[(0.0, 0.1), (1.0, 0.9)])
+    _recard(line["classifier"], temperature=4.0)
+    table = _vote(line)
+    np.testing.assert_allclose(table["expected_precision"], 0.1 + 0.8 * table["score"], atol=1e-5)
+    assert list(table["class"]) == list(plain["class"])
+    np.testing.assert_allclose(table["p_small"] + table["p_large"], 1, atol=1e-5)
+    named = table.apply(lambda row: row[f"p_{row['class']}"], axis=1)
+    # All of 1 and nothing known below half a byte: 1 : (1/510) ** (1/4).
+    np.testing.assert_allclose(named, 1 / (1 + (1 / 510) ** 0.25), atol=1e-5)
+    assert list(table.columns) == [*PARTICLE_COLUMNS, "expected_precision", "p_small", "p_large"]
+
+
+def test_the_domain_is_judged_where_the_probabilities_are(line, caplog):
+    _whole_line(line, PARTICLES)
+    told = json.loads(line["domain.json"].read_text())
+    assert told["in_domain"] == "doubtful"  # 13.5 A, and a card that says nothing else
+    assert told["reason"].startswith("Pixel size differs: 13.5 A")
+    assert told["statistics"]["candidates"] == len(PARTICLES)
+    assert 0 < told["statistics"]["marked_share"] < 0.05
+    assert "Pixel size differs" in caplog.text
+    names = {"marked_share": Range(low=0.2, median=0.3, high=0.4)}
+    _recard(line["localizer"], voxel_size_range_angstrom=(9.0, 14.0),
+            domain=Domain(source="x", tomograms=5, statistics=names))  # fmt: skip
+    _cluster_and_extract(line)
+    assert json.loads(line["domain.json"].read_text())["in_domain"] == "yes"
 
 
 def test_without_a_tilt_series_the_tomogram_is_taken_as_unbinned(line):

@@ -95,3 +95,24 @@ def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None
 )
 def test_numbers_for_people(value: float, text: str) -> None:
     assert figures.number(value) == text
+
+
+def test_marks_stand_at_their_place_and_reliability_is_drawn_to_scale() -> None:
+    chart = figures.lines(
+        {"precision": ([0.5, 1.0], [0.8, 1.0])}, title="t", x_label="x", y_label="y",
+        x_span=(0.0, 1.0), y_span=(0.0, 1.0), marks={"kept": 0.5},
+    )  # fmt: skip
+    upright = [
+        e for e in parsed(chart).iter() if e.tag.endswith("line") and e.get("x1") == e.get("x2")
+    ]
+    points = next(e for e in parsed(chart).iter() if e.tag.endswith("polyline")).get("points")
+    assert points.split(",")[0] in {e.get("x1") for e in upright}
+    assert "kept" in chart
+    drawn = figures.reliability({"p": [[90, 0.0, 0.0], [10, 1.0, 1.0]]}, title="t", x_label="",
+                                y_label="")  # fmt: skip
+    dots = [e for e in parsed(drawn).iter() if e.tag.endswith("circle")]
+    diagonal = next(e for e in parsed(drawn).iter() if e.get("stroke-dasharray") == "4 4")
+    assert [(d.get("cx"), d.get("cy")) for d in dots] == [
+        (diagonal.get("x1"), diagonal.get("y1")), (diagonal.get("x2"), diagonal.get("y2")),
+    ]  # fmt: skip
+    assert float(dots[0].get("r")) > float(dots[1].get("r"))

@@ -1,5 +1,6 @@
 """The pages of a tomogram and of a data set, made of fabricated runs on disk."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tomoline.errors import InputError
+from tomoline.io.tables import write_particles
 from tomoline.report.dataset import split_remedy
 from tomoline.settings import ReportSettings
 from tomoline.stages import report_dataset
@@ -198,3 +200,33 @@ def test_a_broken_particle_table_is_named(tmp_path) -> None:
 )
 def test_a_reason_is_split_into_cause_and_remedy(reason, cause, remedy) -> None:
     assert split_remedy(reason) == (cause, remedy)
+
+
+def test_what_the_model_does_not_know_and_scores_for_a_precision_are_shown(tmp_path) -> None:
+    root = tmp_path / "p"
+    results = root / "results" / "demo"
+    folder = results / "tomo_01"
+    table = fabricated_run.make_tomogram(folder, seed=3, shape=(16, 48, 48), n=20)
+    table.insert(
+        table.columns.get_loc("margin") + 1, "expected_precision", 0.5 + table["score"] / 2
+    )
+    write_particles(folder / "particles.csv", table)
+    told = "The model cannot judge this tomogram: inverted contrast?"
+    (folder / "domain.json").write_text(json.dumps({"in_domain": "no", "reason": told}))
+    fabricated_run.add_curves(folder)
+    _, text = read(fabricated_run.report_tomogram_of(folder, slices=1))
+    assert told in text
+    kept = table[table["status"] == "accepted"].sort_values("score", ascending=False)
+    mean = kept["expected_precision"].expanding().mean()
+    count = int((mean >= 0.9).sum())
+    score = kept["score"].iloc[count - 1]
+    assert f"90 % {score:.4g} {count}" in text
+    assert "For a precision of take export.min_score Particles left" in text
+    assert "Precision and recall against the score" in text and "Is it a particle?" in text
+    fabricated_run._write_sheet(root, truth=True)
+    page = report_dataset.from_results(results, "demo", project=root)
+    _, text = read(page)
+    assert f"tomo_01: {told}" in text and "Tomograms that the model cannot judge" in text
+    assert "Is it of this class?" in text
+    summary = pd.read_csv(results / "report" / "summary.csv").set_index("tomogram")
+    assert summary.loc["tomo_01", "in_domain"] == "no"

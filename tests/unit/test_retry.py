@@ -21,7 +21,8 @@ from tomoline.stages.status import COLUMNS, collect_status
 
 # What is left of a finished tomogram: the intermediate files have gone.
 KEPT = (
-    "prepared.mrc", "prepared.json", "middle.png", "plan.json", "candidates.csv", "particles.csv",
+    "prepared.mrc", "prepared.json", "middle.png", "plan.json", "candidates.csv", "domain.json",
+    "particles.csv",
     "segmentation.mrc.gz", "export/relion5.star", "export/relion4.star", "export/particles.csv",
     "report/tomogram.html", "report/slices.png",
 )  # fmt: skip

@@ -286,3 +286,15 @@ def test_last_error_of_long_and_odd_logs(tmp_path: Path) -> None:
     assert last_error(log) is None
     log.write_text("")
     assert last_error(log) is None
+
+
+def test_a_tomogram_that_the_model_does_not_know_is_named(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "a", "b")
+    told = {"in_domain": "no", "reason": "The model cannot judge this tomogram: inverted contrast?"}
+    tree.add("a", "domain.json", text=json.dumps(told))
+    tree.add("b", "domain.json", text=json.dumps({"in_domain": "yes", "reason": "as usual"}))
+    text = format_status(collect_status(tmp_path))
+    assert "a: The model cannot judge this tomogram: inverted contrast?" in text
+    assert "as usual" not in text
+    rows = json.loads(status_json(collect_status(tmp_path)))["datasets"][0]["tomograms"]
+    assert [row["in_domain"] for row in rows] == ["no", "yes"]

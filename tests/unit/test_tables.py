@@ -180,3 +180,24 @@ def test_a_number_of_boxes_that_is_not_that_of_the_candidates_leaves_no_file(tmp
                 candidate_id=np.array([1, 2]), centre_zyx=np.zeros((2, 3)), voxel_size_angstrom=1,
             )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_expected_precision_is_there_for_all_or_for_none(tmp_path):
+    columns = {name: list(values) for name, values in _particles().items()}
+    table = particle_table(columns | {"expected_precision": [0.97, 0.4]}, ["3cf3", "1e10"])
+    at = len(PARTICLE_COLUMNS)
+    assert list(table.columns[at:]) == ["expected_precision", "p_3cf3", "p_1e10"]
+    assert table_classes(table) == ["3cf3", "1e10"]
+    path = tmp_path / "particles.csv"
+    write_particles(path, table)
+    assert read_particles(path).equals(table)
+    for value in ("", "nan", "1.5"):
+        path.write_text(path.read_text().replace("0.970000", value))
+        with pytest.raises(InputError, match="expected_precision"):
+            read_particles(path)
+        write_particles(path, table)
+    path.write_text(
+        path.read_text().replace("margin,expected_precision", "expected_precision,margin")
+    )
+    with pytest.raises(InputError):
+        read_particles(path)

@@ -59,6 +59,8 @@ rule vote:
         candidates=rules.cluster.output.candidates,
         classes=rules.classify.output.classes,
         transform=rules.prepare.output.transform,
+        localizer=model_file("localizer", "card.yaml"),
+        classifier=model_file("classifier", "card.yaml"),
     output:
         particles=f"{TOMOGRAM}/particles.csv",
         segmentation=f"{TOMOGRAM}/segmentation.mrc.gz",

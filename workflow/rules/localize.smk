@@ -1,4 +1,5 @@
-# In: the prepared volume and its plan of windows. Out: probability, mask, candidate centres.
+# In: the prepared volume and its plan of windows. Out: probability, mask, candidate centres, and
+# whether the model was made for such a tomogram.
 
 
 rule segment:
@@ -66,9 +67,11 @@ rule cluster:
     input:
         probability=rules.merge.output.probability,
         mask=rules.merge.output.mask,
+        transform=rules.prepare.output.transform,
         card=model_file("localizer", "card.yaml"),
     output:
         candidates=f"{TOMOGRAM}/candidates.csv",
+        domain=f"{TOMOGRAM}/domain.json",
     log:
         log_of("cluster"),
     benchmark:

@@ -10,6 +10,7 @@ rule report_tomogram:
         particles=rules.vote.output.particles,
         transform=rules.prepare.output.transform,
         volume=rules.prepare.output.volume,
+        domain=rules.cluster.output.domain,
     output:
         page=f"{TOMOGRAM}/report/tomogram.html",
         slices=f"{TOMOGRAM}/report/slices.png",
@@ -32,6 +33,7 @@ rule report_tomogram:
         tomogram="{tomogram}",
         dataset="{dataset}",
         benchmarks=f"{TOMOGRAM}/benchmarks",
+        min_score=CONFIG.export.min_score,
     script:
         "../scripts/report_tomogram.py"
 

@@ -11,6 +11,7 @@ execute(
         "tomogram": snakemake.params.tomogram,
         "dataset": snakemake.params.dataset,
         "benchmarks": snakemake.params.benchmarks,
+        "min_score": snakemake.params.min_score,
     },
     log=snakemake.log[0],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tomoline.contracts import EXPECTED_PRECISION
 from tomoline.export.dialect import Dialect, Place, TomogramParticles
 from tomoline.export.relion import write_class_files
 from tomoline.io.annotations import read_named_table, read_text_table
@@ -55,6 +56,8 @@ def names(path: Path) -> list[str]:
 def _write(tomograms: Sequence[TomogramParticles], path: Path) -> None:
     tables = [tomogram.particles for tomogram in tomograms]
     filled = [table for table in tables if len(table)] or tables[:1]
+    if not all(EXPECTED_PRECISION in table for table in filled):  # of runs with different cards
+        filled = [table.drop(columns=EXPECTED_PRECISION, errors="ignore") for table in filled]
     write_particles(path, pd.concat(filled, ignore_index=True))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tomoline.contracts import EXPECTED_PRECISION
 from tomoline.errors import InputError
 from tomoline.export.geometry import RelionCentre, TomogramGeometry
 from tomoline.io.atomic import write_text
@@ -133,10 +134,23 @@ def selected(tomogram: TomogramParticles, settings: ExportSettings) -> TomogramP
     if any(str(column).startswith(PROBABILITY_PREFIX) for column in table.columns):
         check_classes(settings.classes, tomogram.classes)
     keep = (table["status"] == "accepted") & (table["score"].astype(float) >= settings.min_score)
+    if settings.min_expected_precision > 0:
+        keep &= _expected_precision(table) >= settings.min_expected_precision
     if settings.classes:
         keep &= table["class"].isin(settings.classes)
     table = table[keep].sort_values("particle_id", kind="stable").reset_index(drop=True)
     return replace(tomogram, particles=table)
+
+
+def _expected_precision(table: pd.DataFrame) -> pd.Series[float]:
+    if EXPECTED_PRECISION not in table.columns:
+        raise InputError(
+            "export.min_expected_precision",
+            expected=f"particles with the column {EXPECTED_PRECISION}",
+            found="none: the localizer's card has no precision curve",
+            remedy="run `tomoline calibrate` on the models, or set export.min_score instead",
+        )
+    return table[EXPECTED_PRECISION].astype(float)
 
 
 def check_classes(wanted: Sequence[str], known: Sequence[str]) -> None:

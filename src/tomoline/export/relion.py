@@ -8,7 +8,8 @@ without a name.
 Beyond what the programs need: `rlnClassNumber` (1-based, the model's order; RELION's subset
 selection knows it), `rlnAutopickFigureOfMerit` (our score, 0..1) and labels of our own, which
 RELION and Warp do not know and therefore keep untouched, RELION with a warning:
-`tomolineClassName`, `tomolineVoteShare`, `tomolineMargin`, `tomolineProbability_<class>`.
+`tomolineClassName`, `tomolineVoteShare`, `tomolineMargin`, `tomolineProbability_<class>` and, where
+all tables have it, `tomolineExpectedPrecision`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tomoline.contracts import EXPECTED_PRECISION
 from tomoline.errors import InputError
 from tomoline.export.dialect import (
     PROBABILITY_PREFIX,
@@ -35,6 +37,7 @@ from tomoline.io.star import read_star, write_star
 from tomoline.settings import ExportSettings
 
 CLASS_NAME = "tomolineClassName"
+PRECISION = "tomolineExpectedPrecision"
 SCORE = "rlnAutopickFigureOfMerit"
 NAME_COLUMNS = ("rlnTomoName", "rlnMicrographName")
 Coordinates = Callable[[TomogramParticles, ExportSettings], pd.DataFrame]
@@ -102,6 +105,8 @@ def particle_table(
         table = pd.concat([columns(tomogram), _judgement(tomogram, classes)], axis=1)
         tables.append(table if only_class is None else table[table[CLASS_NAME] == only_class])
     filled = [table for table in tables if len(table)] or tables[:1]
+    if not all(PRECISION in table for table in filled):  # of runs with different cards
+        filled = [table.drop(columns=PRECISION, errors="ignore") for table in filled]
     return pd.concat(filled, ignore_index=True)
 
 
@@ -192,6 +197,8 @@ def _judgement(tomogram: TomogramParticles, classes: Sequence[str]) -> pd.DataFr
     table[CLASS_NAME] = names
     table["tomolineVoteShare"] = particles["vote_share"].to_numpy(dtype=float)
     table["tomolineMargin"] = particles["margin"].to_numpy(dtype=float)
+    if EXPECTED_PRECISION in particles:
+        table[PRECISION] = particles[EXPECTED_PRECISION].to_numpy(dtype=float)
     for name in classes:
         column = PROBABILITY_PREFIX + name
         label = "tomolineProbability_" + re.sub(r"[^A-Za-z0-9._-]", "_", name)

@@ -1,7 +1,8 @@
 """The two tables of a tomogram, candidates.csv and particles.csv, read and written strictly.
 
-Columns are those of `tomoline.contracts`. Floats have six decimals, so equal values give equal
-bytes. A rejected particle that no voxel voted on has shares and probabilities of 0.
+Columns are those of `tomoline.contracts`; `expected_precision` is there for all rows or not at all
+(a localizer that was not calibrated gives none). Floats have six decimals, so equal values give
+equal bytes. A rejected particle that no voxel voted on has shares and probabilities of 0.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tomoline.contracts import CANDIDATE_COLUMNS, PARTICLE_COLUMNS
+from tomoline.contracts import CANDIDATE_COLUMNS, EXPECTED_PRECISION, PARTICLE_COLUMNS
 from tomoline.errors import InputError
 from tomoline.io.atomic import write_text
 
@@ -26,7 +27,9 @@ _INTEGERS = {
     "candidate_id", "particle_id", "size_vox", "tomogram_nz", "tomogram_ny", "tomogram_nx",
 }  # fmt: skip
 _WORDS = {"tomogram", "status", "reason", "class"}
-_SHARES = {"score", "mean_probability", "vote_share", "margin"}  # 0..1, as p_<class>
+_SHARES = {  # 0..1, as p_<class>
+    "score", "mean_probability", "vote_share", "margin", EXPECTED_PRECISION,
+}  # fmt: skip
 _POSITIVE = {"voxel_size_angstrom", "binning", "tomogram_nz", "tomogram_ny", "tomogram_nx"}
 _ROUNDING = 1e-5
 
@@ -38,7 +41,8 @@ def probability_columns(classes: Sequence[str]) -> list[str]:
 
 def table_classes(particles: pd.DataFrame) -> list[str]:
     """Classes, without the background, that a particle table has probabilities of."""
-    return [str(c)[len(PROBABILITY_PREFIX) :] for c in particles.columns[len(PARTICLE_COLUMNS) :]]
+    own = [str(c) for c in particles.columns[len(PARTICLE_COLUMNS) :]]
+    return [c[len(PROBABILITY_PREFIX) :] for c in own if c.startswith(PROBABILITY_PREFIX)]
 
 
 def candidate_table(columns: Mapping[str, Any]) -> pd.DataFrame:
@@ -51,7 +55,8 @@ def particle_table(columns: Mapping[str, Any], classes: Sequence[str]) -> pd.Dat
 
     InputError as `read_particles`.
     """
-    wanted = [*PARTICLE_COLUMNS, *probability_columns(classes)]
+    optional = [EXPECTED_PRECISION] if EXPECTED_PRECISION in columns else []
+    wanted = [*PARTICLE_COLUMNS, *optional, *probability_columns(classes)]
     return _checked(_ordered(columns, wanted), wanted, "particles")
 
 
@@ -92,10 +97,12 @@ def read_particles(path: str | os.PathLike[str]) -> pd.DataFrame:
 def _particle_columns(table: pd.DataFrame, source: str | os.PathLike[str]) -> list[str]:
     fixed = len(PARTICLE_COLUMNS)
     extra = [str(name) for name in table.columns[fixed:]]
+    optional = [EXPECTED_PRECISION] if extra[:1] == [EXPECTED_PRECISION] else []
+    extra = extra[len(optional) :]
     bad = [n for n in extra if not n.startswith(PROBABILITY_PREFIX) or n == PROBABILITY_PREFIX]
     if bad:
         raise _fault(source, "p_<class> columns after those of the contract", ", ".join(bad))
-    return [*PARTICLE_COLUMNS, *extra]
+    return [*PARTICLE_COLUMNS, *optional, *extra]
 
 
 def _read(path: str | os.PathLike[str]) -> pd.DataFrame:

@@ -7,6 +7,7 @@ are refused before any work is done. Nothing here loads torch: every job of a ru
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,40 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tomoline.contracts import BACKGROUND
 from tomoline.errors import InputError
+from tomoline.io.atomic import write_text
 
 CARD, WEIGHTS = "card.yaml", "weights.safetensors"
+
+
+class Range(BaseModel):
+    """Where a statistic lay over tomograms: its 5, 50 and 95 per cent quantiles."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    low: float
+    median: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.low <= self.median <= self.high:
+            raise ValueError("low, median and high must not fall")
+        return self
+
+
+class Domain(BaseModel):
+    """The kind of tomogram a model was made for, by the statistics of `tomoline.ops.statistics`.
+
+    `source` says which tomograms they were taken from, `tomograms` how many. `spectra` are the
+    power spectra of each (lower bands), with the nearest of which a new one is compared.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    tomograms: int = Field(ge=1)
+    statistics: dict[str, Range]
+    spectra: list[list[float]] = []
 
 
 class ModelCard(BaseModel):
@@ -39,6 +72,11 @@ class ModelCard(BaseModel):
     receptive_field_vox: int = Field(ge=1)
     # Beyond it a change of the input was measured to change no probability by a byte's half step.
     halo_vox: int | None = Field(None, ge=1)
+    # A classifier's voted probabilities are taken to the power 1 / temperature.
+    temperature: float | None = Field(None, gt=0)
+    # Pairs of a localizer's score and the probability that there is a particle, both rising.
+    precision_curve: list[tuple[float, float]] | None = Field(None, min_length=2)
+    domain: Domain | None = None
     n_parameters: int = Field(ge=1)
     weights_sha256: str = ""
     training: dict[str, Any] = {}
@@ -56,7 +94,15 @@ class ModelCard(BaseModel):
         for key in needed:
             if getattr(self, key) is None:
                 raise ValueError(f"a {self.role} needs {key}")
+        self._check_curve()
         return self
+
+    def _check_curve(self) -> None:
+        points = self.precision_curve or []
+        if any(not (0 <= score <= 1 and 0 <= p <= 1) for score, p in points):
+            raise ValueError("precision_curve must lie between 0 and 1")
+        if any(b[0] <= a[0] or b[1] < a[1] for a, b in pairwise(points)):
+            raise ValueError("precision_curve must rise")
 
 
 def model_folder(path: str | Path) -> Path:
@@ -88,6 +134,15 @@ def load_card(path: str | Path) -> ModelCard:
             card, expected="a complete model card", found=str(error),
             remedy="restore the card that came with the weights",
         ) from error  # fmt: skip
+
+
+def write_card(path: str | Path, card: ModelCard) -> None:
+    """Write a card into a model's folder, atomically; its weights stay as they are."""
+    text = yaml.safe_dump(
+        card.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100,
+        default_flow_style=None,  # lists of numbers on one line
+    )  # fmt: skip
+    write_text(model_folder(path) / CARD, text)
 
 
 def verify_weights(path: str | Path) -> ModelCard:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tomoline.errors import InputError
-from tomoline.io.atomic import atomic_path, write_text
+from tomoline.io.atomic import atomic_path
 from tomoline.networks.cards import (
     CARD,
     WEIGHTS,
@@ -19,6 +18,7 @@ from tomoline.networks.cards import (
     load_card,
     model_folder,
     verify_weights,
+    write_card,
 )
 from tomoline.networks.registry import build
 
@@ -30,6 +30,7 @@ __all__ = [
     "load_network",
     "save_model",
     "verify_weights",
+    "write_card",
 ]
 
 
@@ -60,6 +61,5 @@ def save_model(folder: str | Path, card: ModelCard, state: dict[str, Tensor]) ->
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     count = sum(v.numel() for v in state.values())
     card = card.model_copy(update={"weights_sha256": digest, "n_parameters": count})
-    text = yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_text(folder / CARD, text)
+    write_card(folder, card)
     return card

@@ -15,7 +15,7 @@ import yaml
 
 from tomoline.contracts import BACKGROUND
 from tomoline.report import figures, pages
-from tomoline.report.evaluation import HEADLINES, headline, summary_html
+from tomoline.report.evaluation import HEADLINES, headline, pooled_html, summary_html
 from tomoline.report.methods import CITATIONS, EVALUATION_CITATION, methods_text
 from tomoline.report.models import models_html
 from tomoline.report.palette import ClassStyle, class_order, styles
@@ -54,6 +54,8 @@ class TomogramRow:
     voxel_size_angstrom: float = float("nan")
     warnings: tuple[str, ...] = ()
     evaluation: Mapping[str, Any] = field(default_factory=dict)
+    in_domain: str = ""  # yes, doubtful, no, unknown; empty where nothing was said
+    domain_reason: str = ""
     timings: Sequence[Timing] = ()
     link: str = ""
     thumbnail_jpeg: bytes = b""
@@ -112,7 +114,8 @@ def dataset_page(result: DatasetResult) -> str:
     page.add("What needs attention", _attention_html(result))
     page.add("Tomograms", _tomograms_html(result))
     page.add("Particles by class", _classes_html(result))
-    page.add("Against the truth", summary_html({r.tomogram: r.evaluation for r in result.rows}))
+    evaluations = {row.tomogram: row.evaluation for row in result.rows}
+    page.add("Against the truth", summary_html(evaluations) + pooled_html(evaluations))
     page.add("Where the files are", _files_html(result))
     page.add("Time and memory", _timings_html(result))
     page.add("The networks", models_html(result.cards, result.curves))
@@ -147,6 +150,8 @@ def summary_table(result: DatasetResult) -> pd.DataFrame:
             if row.particles.columns.size
             else "",
             "median_score": round(float(np.median(scores)), 4) if scores.size else "",
+            "in_domain": row.in_domain,
+            "domain_reason": row.domain_reason,
             "warnings": "; ".join(row.warnings),
         }
         line |= {f"n_{name}": row.counts.get(name, 0) if row.counts else "" for name in names}
@@ -230,6 +235,13 @@ def _attention_html(result: DatasetResult) -> str:
         )
     if warned:
         text += "<h3>Warnings</h3>" + pages.box(_grouped_warnings(warned), "warn")
+    for flag, head, kind in (
+        ("no", "Tomograms that the model cannot judge", "bad"),
+        ("doubtful", "Tomograms unlike those the model was made for", "warn"),
+    ):
+        lines = [f"{r.tomogram}: {r.domain_reason}" for r in result.rows if r.in_domain == flag]
+        if lines:
+            text += f"<h3>{head}</h3>" + pages.box(lines, kind)
     return text
 
 
@@ -281,7 +293,9 @@ def _tomograms_html(result: DatasetResult) -> str:
     if not result.rows:
         return ""
     looks = result.class_styles
+    hint = "whether the model was made for such a tomogram"
     columns = [pages.Column(head="Tomogram"), pages.Column(head="State")]
+    columns.append(pages.Column(head="Model fits", hint=hint))
     columns += [
         pages.Column(head=head, kind="number")
         for head in ("Size\u00a0x\u00a0×\u00a0y\u00a0×\u00a0z", "Å/voxel", "Particles", "Rejected")
@@ -297,7 +311,7 @@ def _tomograms_html(result: DatasetResult) -> str:
     kept = sum(len(row.accepted) for row in result.rows)
     everything = sum(len(row.particles) for row in result.rows)
     rows.append(
-        ["all", "", "", "", f"{kept:,}", f"{everything - kept:,}"]
+        ["all", "", "", "", "", f"{kept:,}", f"{everything - kept:,}"]
         + [f"{count:,}" for count in total.values()]
         + [str(sum(len(row.warnings) for row in result.rows))]
     )
@@ -312,6 +326,7 @@ def _tomogram_cells(row: TomogramRow, names: Sequence[str]) -> list[str]:
     return [
         f'<a href="{escape(row.link)}">{name}</a>' if row.link else name,
         escape(STATE_WORDS.get(row.state, row.state)),
+        escape(row.in_domain) or "–",
         " × ".join(map(str, row.size_xyz)) if row.size_xyz else "–",
         figures.number(row.voxel_size_angstrom, 4),
         f"{len(row.accepted):,}" if known else "–",

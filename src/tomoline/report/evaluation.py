@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tomoline.evaluation.calibration import Bin, expected_calibration_error, merged_bins
+from tomoline.evaluation.curve import pooled_curve
 from tomoline.report import figures, pages
 from tomoline.report.sources import as_float, finite
 
@@ -29,6 +31,7 @@ _WORDS = {
     "dog: one_to_one": "Difference of Gaussians, one to one",
     "dog: shrec": "Difference of Gaussians, as SHREC counts",
 }
+_SHOWN_ELSEWHERE = ("per_class", "classes", "score_curve", "reliability")
 _MEASURES = ("precision", "recall", "f1", "f_beta")
 _COLUMNS = (
     (("predictions",), "Picks", 0),
@@ -47,9 +50,16 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def evaluation_html(evaluation: Mapping[str, Any], classes: pd.DataFrame,
-                    confusion: pd.DataFrame) -> str:  # fmt: skip
-    """Return the section of one tomogram; empty where there is no truth."""
+def evaluation_html(
+    evaluation: Mapping[str, Any],
+    classes: pd.DataFrame,
+    confusion: pd.DataFrame,
+    marks: Mapping[str, float] | None = None,
+) -> str:
+    """Return the section of one tomogram; empty where there is no truth.
+
+    `marks` are scores to be marked on the curve of precision and recall.
+    """
     if not evaluation and classes.empty and confusion.empty:
         return ""
     text = _how_counted(evaluation) + _localization_html(evaluation)
@@ -60,7 +70,78 @@ def evaluation_html(evaluation: Mapping[str, Any], classes: pd.DataFrame,
             "note",
         )
     text += pages.grid(_class_html(classes), confusion_html(confusion), wide=True)
+    text += curves_html(
+        as_mapping(evaluation.get("score_curve")), as_mapping(evaluation.get("reliability")), marks
+    )
     return text + _others_html(evaluation)
+
+
+def curves_html(
+    curve: Mapping[str, Any], reliability: Mapping[str, Any], marks: Mapping[str, float] | None
+) -> str:
+    """Return precision and recall against the score, and what confidences were worth."""
+    charts = []
+    if curve.get("min_score"):
+        x = curve["min_score"]
+        charts.append(
+            pages.figure(
+                figures.lines(
+                    {"precision": (x, curve["precision"]), "recall": (x, curve["recall"])},
+                    title="Precision and recall against the score", x_label="least score kept",
+                    y_label="", y_span=(0.0, 1.0), marks=marks,
+                ),
+                "Precision and recall, one to one, if only particles from a score on are kept "
+                "(export.min_score).",
+            )
+        )  # fmt: skip
+    for key, head, words in (
+        ("particle", "Is it a particle?", "that a candidate is a particle"),
+        ("class", "Is it of this class?", "that a particle found is of the class it was given"),
+    ):
+        part = as_mapping(reliability.get(key))
+        if not part.get("bins"):
+            continue
+        of = "the score" if part.get("of") == "score" else f"{part.get('of')}"
+        charts.append(
+            pages.figure(
+                figures.reliability(
+                    {of: part["bins"]}, title=head, x_label=f"promised ({of})",
+                    y_label="came true",
+                ),
+                f"Reliability of {of}, the probability {words}: on the dashed line promises are "
+                "kept, below it they are too bold. Ten groups of about equal number; expected "
+                f"calibration error {_fixed(as_float(part.get('ece')))}.",
+            )
+        )  # fmt: skip
+    return pages.grid(*charts, wide=True) if charts else ""
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """Return a mapping, an empty one for anything else: an older release wrote less."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def pooled_html(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the curves of a data set's tomograms taken together."""
+    curve = pooled_curve([dict(as_mapping(e.get("score_curve"))) for e in evaluations.values()])
+    reliability: dict[str, Any] = {}
+    for key in ("particle", "class"):
+        parts = [
+            as_mapping(as_mapping(e.get("reliability")).get(key)) for e in evaluations.values()
+        ]
+        parts = [part for part in parts if part.get("bins")]
+        if not parts or len({part.get("of") for part in parts}) > 1:
+            continue
+        bins = merged_bins(
+            [Bin(n=b[0], confidence=b[1], right=b[2]) for part in parts for b in part["bins"]]
+        )
+        reliability[key] = {
+            "of": parts[0].get("of"),
+            "ece": expected_calibration_error(bins),
+            "bins": [[b.n, b.confidence, b.right] for b in bins],
+        }
+    marks = {"kept": min(curve["min_score"])} if curve.get("min_score") else None
+    return curves_html(curve, reliability, marks)
 
 
 def summary_html(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
@@ -188,7 +269,7 @@ def _others_html(evaluation: Mapping[str, Any]) -> str:
         for key, item in value.items():
             here = (*path, str(key))
             if isinstance(item, Mapping):
-                if ": ".join(here) not in taken and key not in ("per_class", "classes"):
+                if ": ".join(here) not in taken and key not in _SHOWN_ELSEWHERE:
                     collect(item, here)
             elif isinstance(item, bool | int | float | str):
                 pairs[": ".join(here).replace("_", " ")] = _any(item)

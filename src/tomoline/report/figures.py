@@ -139,14 +139,26 @@ def histogram(groups: Mapping[str, ArrayLike], *, title: str, label: str,
 
 
 def lines(series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str, x_label: str,
-          y_label: str, y_span: tuple[float, float] | None = None) -> str:  # fmt: skip
-    """Return curves over a common x; points that are not finite are left out of their curve."""
+          y_label: str, x_span: tuple[float, float] | None = None,
+          y_span: tuple[float, float] | None = None,
+          marks: Mapping[str, float] | None = None) -> str:  # fmt: skip
+    """Return curves over a common x; points that are not finite are left out of their curve.
+
+    `marks` are upright lines at some x, each with its words beside it.
+    """
     curves = {name: _finite_pairs(x, y) for name, (x, y) in series.items()}
     curves = {name: xy for name, xy in curves.items() if len(xy)}
     xs = [xy[:, 0] for xy in curves.values()]
     ys = [xy[:, 1] for xy in curves.values()]
-    frame = _Frame(x=_span(xs), y=y_span or _span(ys, zero=True), height=200)
+    frame = _Frame(x=x_span or _span(xs), y=y_span or _span(ys, zero=True), height=200)
     parts = [frame.axes(x_label, y_label)]
+    for n, (words, x) in enumerate((marks or {}).items()):
+        at, low = frame.px(x), frame.bottom - 6 - 15 * n  # curves lie at the top
+        parts.append(_line(at, frame.top, at, frame.bottom, "ax"))
+        right = at > (frame.left + frame.right) / 2
+        parts.append(
+            _text(at - 4 if right else at + 4, low, words, "lab", "end" if right else "start")
+        )
     for i, xy in enumerate(curves.values()):
         points = " ".join(f"{_n(frame.px(x))},{_n(frame.py(y))}" for x, y in _thin(xy))
         dash = ("", ' stroke-dasharray="6 3"', ' stroke-dasharray="2 3"')[i % 3]
@@ -159,6 +171,37 @@ def lines(series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str, x_la
         height=frame.height + 20 * math.ceil(max(len(curves), 1) / 3),
         title=title,
     )
+
+
+def reliability(groups: Mapping[str, Sequence[Sequence[float]]], *, title: str, x_label: str,
+                y_label: str) -> str:  # fmt: skip
+    """Return what came true against what was promised, with the line where both are equal.
+
+    Each group is a list of bins (number, mean confidence, share right); a dot's area follows the
+    number.
+    """
+    frame = _Frame(x=(0.0, 1.0), y=(0.0, 1.0), height=260)
+    most = max([b[0] for bins in groups.values() for b in bins], default=1) or 1
+    parts = [frame.axes(x_label, y_label)]
+    parts.append(
+        f'<line x1="{_n(frame.px(0))}" y1="{_n(frame.py(0))}" x2="{_n(frame.px(1))}" '
+        f'y2="{_n(frame.py(1))}" class="ax" stroke-dasharray="4 4"/>'
+    )
+    for i, (name, bins) in enumerate(groups.items()):
+        colour = _series_colour(i)
+        places = [(frame.px(b[1]), frame.py(b[2])) for b in bins]
+        points = " ".join(f"{_n(x)},{_n(y)}" for x, y in places)
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+        )
+        for (x, y), (n, promised, kept) in zip(places, bins, strict=True):
+            tip = f"{name}: {number(n)} at {number(promised)}, {number(kept)} right"
+            parts.append(
+                f'<circle cx="{_n(x)}" cy="{_n(y)}" r="{_n(2 + 4 * math.sqrt(n / most))}" '
+                f'fill="{colour}"><title>{escape(tip)}</title></circle>'
+            )
+    legend = _legend(list(groups), y=frame.height + 2)
+    return svg("".join(parts) + legend, height=frame.height + 20, title=title)
 
 
 def heatmap(counts: NDArray[np.float64], *, rows: Sequence[str], columns: Sequence[str],
@@ -332,6 +375,6 @@ def _n(value: float) -> str:
 
 
 __all__ = [
-    "bars", "heatmap", "histogram", "lines", "marker", "number", "stacked_bars", "svg", "swatch",
-    "ticks",
+    "bars", "heatmap", "histogram", "lines", "marker", "number", "reliability", "stacked_bars",
+    "svg", "swatch", "ticks",
 ]  # fmt: skip

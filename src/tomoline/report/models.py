@@ -22,6 +22,7 @@ _CARD_WORDS = {
     "receptive_field_vox": "Receptive field (voxels)",
     "threshold": "Threshold",
     "bandwidth_vox": "Mean-shift bandwidth (voxels)",
+    "temperature": "Temperature of its probabilities",
     "box_vox": "Box (voxels)",
     "licence": "Licence",
     "weights_sha256": "Weights (SHA-256)",
@@ -57,7 +58,23 @@ def _model_html(card: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> s
     if training:
         listed = pages.facts({k.replace("_", " "): _plain(v) for k, v in training.items()})
         facts += pages.details("How it was trained", listed)
-    return text + pages.grid(f"<div>{facts}</div>", curves_html(rows), wide=True)
+    charts = curves_html(rows) + _precision_html(card.get("precision_curve"))
+    return text + pages.grid(f"<div>{facts}</div>", charts, wide=True)
+
+
+def _precision_html(curve: Any) -> str:
+    """Return the chart of a localizer's expected precision, where its card has one."""
+    if not curve:
+        return ""
+    scores, precisions = zip(*curve, strict=True)
+    chart = figures.lines(
+        {"expected precision": (scores, precisions)}, title="Expected precision",
+        x_label="score", y_label="", x_span=(0.0, 1.0), y_span=(0.0, 1.0),
+    )  # fmt: skip
+    return pages.figure(
+        chart, "What a score promises: the probability that there is a particle, as measured on "
+        "simulated tomograms kept apart.",
+    )  # fmt: skip
 
 
 def curves_html(rows: Sequence[Mapping[str, Any]]) -> str:

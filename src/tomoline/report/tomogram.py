@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tomoline.contracts import VolumeTransform
+from tomoline.contracts import EXPECTED_PRECISION, VolumeTransform
+from tomoline.evaluation.calibration import least_score
 from tomoline.report import figures, pages, slices
 from tomoline.report.evaluation import evaluation_html
 from tomoline.report.palette import REJECTED, ClassStyle, class_order, styles
 from tomoline.report.sources import Timing, count_reasons, finite
 
 DOUBTFUL_MARGIN = 0.2
+WANTED_PRECISIONS = (0.9, 0.95, 0.98, 0.99)
 QUALITY_NAMES = {
     "given_mean": "Mean grey value as given",
     "given_sd": "Standard deviation as given",
@@ -43,6 +45,8 @@ class TomogramResult:
     evaluation_classes: pd.DataFrame = field(default_factory=pd.DataFrame)
     confusion: pd.DataFrame = field(default_factory=pd.DataFrame)
     timings: Sequence[Timing] = ()
+    domain: Mapping[str, Any] = field(default_factory=dict)
+    min_score: float = 0.0
 
     @cached_property
     def accepted(self) -> pd.DataFrame:
@@ -89,7 +93,9 @@ def tomogram_page(result: TomogramResult, shown: Sequence[slices.Plane],
     page.add("Rejected candidates", _rejects_html(result))
     page.add(
         "Against the truth",
-        evaluation_html(result.evaluation, result.evaluation_classes, result.confusion),
+        evaluation_html(
+            result.evaluation, result.evaluation_classes, result.confusion, _marks(result)
+        ),
     )
     page.add("The tomogram", _facts_html(result.transform))
     page.add("Time and memory", timings_html(result.timings))
@@ -107,8 +113,66 @@ def _head(result: TomogramResult) -> str:
     ]
     return (
         f'<p class="lead">{escape(summary_sentence(result))}</p>{pages.tiles(tiles)}'
-        f"{pages.box(list(result.transform.warnings), 'warn')}{_nothing_found(n)}"
+        f"{domain_html(result.domain)}{pages.box(list(result.transform.warnings), 'warn')}"
+        f"{_nothing_found(n)}"
     )
+
+
+def domain_html(domain: Mapping[str, Any]) -> str:
+    """Return a box that says whether the model can judge the tomogram; empty where unknown."""
+    flag, reason = str(domain.get("in_domain", "")), str(domain.get("reason", ""))
+    if flag not in ("yes", "doubtful", "no") or not reason:
+        return ""
+    return pages.box([reason], {"no": "bad", "doubtful": "warn"}.get(flag, ""))
+
+
+def _marks(result: TomogramResult) -> dict[str, float]:
+    """Scores to be marked on the curve: where the picks begin, and where the export does."""
+    scores = _column(result.accepted, "score")
+    scores = scores[np.isfinite(scores)]
+    marks = {"kept": float(scores.min())} if scores.size else {}
+    if result.min_score > 0:
+        marks["exported"] = result.min_score
+    wanted = _least_score(result, 0.95)
+    if wanted is not None and marks and wanted[0] > marks["kept"]:
+        marks["for 95 %"] = wanted[0]
+    return marks
+
+
+def _least_score(result: TomogramResult, precision: float) -> tuple[float, int] | None:
+    kept = result.accepted
+    if EXPECTED_PRECISION not in kept or kept.empty:
+        return None
+    return least_score(_column(kept, "score"), _column(kept, EXPECTED_PRECISION), precision)
+
+
+def _thresholds_html(result: TomogramResult) -> str:
+    """Return which score to ask for, for a wanted precision."""
+    if EXPECTED_PRECISION not in result.accepted or result.accepted.empty:
+        return ""
+    rows = []
+    for precision in WANTED_PRECISIONS:
+        found = _least_score(result, precision)
+        score, count = ("–", "none") if found is None else (_floor(found[0]), f"{found[1]:,}")
+        rows.append([f"{100 * precision:g} %", score, count])
+    expected = float(np.mean(_column(result.accepted, EXPECTED_PRECISION)))
+    columns = [
+        pages.Column(head="For a precision of"),
+        pages.Column(head="take export.min_score", kind="number"),
+        pages.Column(head="Particles left", kind="number"),
+    ]
+    doubt = str(result.domain.get("in_domain")) in ("doubtful", "no")
+    note = " The model may not know such tomograms (see above): trust these less." if doubt else ""
+    return pages.table(
+        columns, rows,
+        caption=f"Expected of all that were kept: {100 * expected:.1f} % are particles, by scores "
+        f"on simulated tomograms.{note} export.min_expected_precision asks it of each particle.",
+    )  # fmt: skip
+
+
+def _floor(score: float) -> str:
+    """Write a score so that the particle that has it is kept."""
+    return f"{np.floor(score * 1e4) / 1e4:.4g}"
 
 
 def _nothing_found(n_kept: int) -> str:
@@ -285,7 +349,7 @@ def _confidence_html(result: TomogramResult) -> str:
                  "doubtful classes."),
             )
         ]  # fmt: skip
-    return _doubt(kept) + pages.grid(*charts, wide=True)
+    return _doubt(kept) + _thresholds_html(result) + pages.grid(*charts, wide=True)
 
 
 def _doubt(kept: pd.DataFrame) -> str:

@@ -7,17 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tomoline.contracts import STATISTICS, VolumeTransform
 from tomoline.errors import InputError
+from tomoline.evaluation.domain import judge, to_json
+from tomoline.io.atomic import write_json
 from tomoline.io.mrc import open_volume
 from tomoline.io.tables import ACCEPTED, REJECTED, candidate_table, write_candidates
 from tomoline.log import get_logger
-from tomoline.networks.cards import load_card
+from tomoline.networks.cards import ModelCard, load_card
 from tomoline.ops.clusters import Clusters, find_clusters, rejection_reasons
+from tomoline.ops.statistics import byte_counts, candidate_statistics, probability_statistics
 from tomoline.settings import ClusterSettings
 
 SETTINGS = ClusterSettings
 log = get_logger(__name__)
+_SAME_MASK = 0.1
 
 
 def run(
@@ -25,8 +31,10 @@ def run(
 ) -> None:
     """Find the candidates of one tomogram.
 
-    Inputs `probability` and `mask` (MRC) and `card` (the localizer's); output `candidates`
-    (candidates.csv), in which what is not taken for a particle stands with its reason.
+    Inputs `probability` and `mask` (MRC), `transform` (prepared.json) and `card` (the
+    localizer's). Outputs `candidates` (candidates.csv), in which what is not taken for a particle
+    stands with its reason, and `domain` (domain.json): the tomogram's statistics and whether the
+    model was made for such (`tomoline.evaluation.domain`). Work goes on whatever that says.
     """
     probability, mask = open_volume(inputs["probability"]), open_volume(inputs["mask"])
     if probability.shape != mask.shape:
@@ -54,11 +62,46 @@ def run(
     if share > 0.2:
         log.warning("%.0f %% of the volume is marked as particle; is the contrast right?",
                     100 * share)  # fmt: skip
+    accepted = np.array([not reason for reason in reasons], bool)
+    candidates = candidate_statistics(found.score[accepted], found.size_vox[accepted], mask.size)
+    statistics = _statistics(
+        VolumeTransform.load(inputs["transform"]), byte_counts(probability), candidates, card,
+        marked=int(np.count_nonzero(mask)),
+    )  # fmt: skip
+    verdict = judge(statistics, card)
+    write_json(outputs["domain"], to_json(statistics, verdict))
+    tell = log.warning if verdict.in_domain in ("doubtful", "no") else log.info
+    tell("in the model's domain: %s. %s", verdict.in_domain, verdict.reason)
     log.info("%d candidates, %d of them accepted (bandwidth %g voxels)",
              len(reasons), reasons.count(""), bandwidth)  # fmt: skip
     for reason, number in sorted(Counter(reasons).items()):
         if reason:
             log.info("%d rejected: %s", number, reason)
+
+
+def _statistics(
+    transform: VolumeTransform,
+    counts: NDArray[np.int64],
+    candidates: Mapping[str, float],
+    card: ModelCard,
+    *,
+    marked: int,
+) -> dict[str, float]:
+    """All that is compared with the card; `counts` are the voxels at each byte of probability.
+
+    Where another threshold than the card's, or an opening, made the mask of `marked` voxels, scores
+    and sizes of candidates are not those that the card speaks of, and only their number is kept.
+    """
+    probabilities = probability_statistics(counts, card.threshold or 0.5)
+    usual = probabilities["marked_share"] * float(counts.sum())
+    if abs(marked - usual) > _SAME_MASK * max(usual, 1.0):
+        candidates = {k: v for k, v in candidates.items() if k.startswith("candidates")}
+    return {
+        "given_voxel_size_angstrom": transform.given_voxel_size_angstrom,
+        **transform.quality.get(STATISTICS, {}),
+        **probabilities,
+        **candidates,
+    }
 
 
 def _table(found: Clusters, reasons: list[str]) -> Any:

@@ -10,10 +10,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tomoline.contracts import VolumeTransform
+from tomoline.contracts import EXPECTED_PRECISION, VolumeTransform
 from tomoline.errors import InputError
+from tomoline.evaluation.calibration import expected_calibration_error, reliability
+from tomoline.evaluation.curve import score_curve
+from tomoline.evaluation.matching import match_one_to_one
 from tomoline.evaluation.picking import Picks, dog_picks_at_scales
 from tomoline.evaluation.scores import (
+    COORDINATES,
     Evaluation,
     evaluate_picks,
     with_picker,
@@ -23,7 +27,7 @@ from tomoline.export.geometry import TomogramGeometry
 from tomoline.io.annotations import TruthOptions, read_occupancy, read_truth, slab_offset
 from tomoline.io.atomic import write_json, write_text
 from tomoline.io.mrc import open_volume, read_header
-from tomoline.io.tables import read_particles, table_classes
+from tomoline.io.tables import ACCEPTED, PROBABILITY_PREFIX, read_particles, table_classes
 from tomoline.log import get_logger
 from tomoline.settings import DatasetSettings, EvaluateSettings, validated
 
@@ -45,6 +49,11 @@ def run(
     `transform` are the prepared volume, for the difference-of-Gaussians picker, and
     its place in the given tomogram. `dataset` and `tilt_series` are needed only for a truth in a
     RELION file of a binned tomogram, or of several tomograms.
+
+    evaluation.json also has `score_curve` (precision and recall against the score, see
+    `tomoline.evaluation.curve`) and `reliability`: of `particle` (that a candidate is one, by
+    expected_precision or else the score) and `class` (that a found particle is of the class named,
+    by its p_<class>) the bins [number, mean confidence, share right] and the error `ece`.
     """
     log = get_logger(__name__)
     transform = VolumeTransform.load(inputs["transform"])
@@ -69,7 +78,8 @@ def run(
         evaluation = with_segmentation(
             evaluation, labels, true_labels(truth, occupancy, names, transform), len(names) + 1
         )
-    _write(evaluation, outputs)
+    kept = particles[particles["status"] == ACCEPTED]
+    _write(evaluation, _curves(kept, truth, settings.hit_distance_vox), outputs)
     score = evaluation.one_to_one
     log.info(
         "%d of %d particles within %g voxels: precision %.3f, recall %.3f, F1 %.3f",
@@ -167,8 +177,39 @@ def _pick(volume: str | Path, transform: VolumeTransform, number: int) -> list[P
     ]
 
 
-def _write(evaluation: Evaluation, outputs: Mapping[str, Any]) -> None:
-    write_json(outputs["evaluation"], evaluation.to_json())
+def _curves(kept: pd.DataFrame, truth: pd.DataFrame, hit_distance_vox: float) -> dict[str, Any]:
+    """What the accepted particles' scores and class probabilities were worth."""
+    predicted, true = (table[COORDINATES].to_numpy(float) for table in (kept, truth))
+    pairs = match_one_to_one(predicted, true, hit_distance_vox)
+    of = pairs.true_of_prediction
+    column = EXPECTED_PRECISION if EXPECTED_PRECISION in kept else "score"
+    found = {"particle": {"of": column, **_reliability(kept[column].to_numpy(float), of >= 0)}}
+    classes = [str(name).casefold() for name in truth["class"]]
+    known = {name.casefold() for name in table_classes(kept)}
+    rows = [k for k in np.flatnonzero(of >= 0) if classes[of[k]] in known]
+    if rows:
+        named = [str(name) for name in kept["class"].to_numpy()[rows]]
+        confidence = [
+            float(kept[PROBABILITY_PREFIX + name].iloc[k])
+            for k, name in zip(rows, named, strict=True)
+        ]
+        right = [name.casefold() == classes[of[k]] for k, name in zip(rows, named, strict=True)]
+        found["class"] = {"of": "p_<class>", **_reliability(np.array(confidence), np.array(right))}
+    curve = score_curve(predicted, kept["score"].to_numpy(float), true, hit_distance_vox)
+    return {"score_curve": curve, "reliability": found}
+
+
+def _reliability(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> dict[str, Any]:
+    bins = reliability(confidence, right)
+    ece = expected_calibration_error(bins)
+    return {
+        "ece": None if np.isnan(ece) else round(ece, 4),
+        "bins": [[b.n, round(b.confidence, 4), round(b.right, 4)] for b in bins],
+    }
+
+
+def _write(evaluation: Evaluation, more: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+    write_json(outputs["evaluation"], {**evaluation.to_json(), **more})
     text = evaluation.class_table().to_csv(index=False, float_format="%.6f", lineterminator="\n")
     write_text(outputs["classes"], text)
     confusion = evaluation.confusion().to_csv(index_label="true", lineterminator="\n")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from tomoline.networks.cards import ModelCard, load_card, model_folder
@@ -73,6 +75,12 @@ def format_model(facts: ModelFacts) -> str:
     for name in ("threshold", "bandwidth_vox", "box_vox"):
         if getattr(card, name) is not None:
             rows.append((name, f"{getattr(card, name):g}"))
+    if card.temperature is not None:
+        rows.append(("temperature", f"{card.temperature:.3g}"))
+    if card.precision_curve is not None:
+        rows.append(("precision curve", _curve(card.precision_curve)))
+    if card.domain is not None:
+        rows.append(("domain", f"{card.domain.tomograms} tomograms: {card.domain.source}"))
     rows += [(f"trained: {key}", str(value)) for key, value in card.training.items()]
     rows += [(f"measured: {key}", str(value)) for key, value in card.metrics.items()]
     rows.append(("licence", card.licence))
@@ -81,6 +89,14 @@ def format_model(facts: ModelFacts) -> str:
     lines += [f"  {name:{width}}  {value}" for name, value in rows]
     lines += [f"  WARNING: {text}" for text in facts.disagreements]
     return "\n".join(lines) + "\n"
+
+
+def _curve(points: Sequence[tuple[float, float]]) -> str:
+    """Some of a precision curve's points in words."""
+    scores, precisions = zip(*points, strict=True)
+    wanted = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    return ", ".join(f"score {s:g}: {p:.2f}" for s, p in
+                     zip(wanted, np.interp(wanted, scores, precisions), strict=True))  # fmt: skip
 
 
 def _receptive_field(network: nn.Module, card: ModelCard) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tomoline.contracts import VolumeTransform
+from tomoline.contracts import STATISTICS, VolumeTransform
 from tomoline.errors import InputError
 from tomoline.io import imod
 from tomoline.io.atomic import atomic_path, scratch_beside
@@ -26,6 +26,7 @@ from tomoline.log import get_logger
 from tomoline.networks.cards import ModelCard, load_card
 from tomoline.ops.normalise import Scale, apply_scale, blocks, clipped_share, repair, robust_scale
 from tomoline.ops.rescale import plan_axis, rescale, rescale_axis
+from tomoline.ops.statistics import grey_statistics
 from tomoline.settings import PrepareSettings
 
 SETTINGS = PrepareSettings
@@ -298,6 +299,8 @@ def _transform(
         "skewness": _skewness(prepared),
         "depth_vox": prepared.shape[0],
         "thin": prepared.shape[0] * voxel_size < _THIN_ANGSTROM,
+        # For the verdict on whether the model knows such tomograms, which `cluster` gives.
+        STATISTICS: {k: float(f"{v:.5g}") for k, v in grey_statistics(prepared).items()},
     }
     notes = _notes(given, added, voxel_size, contrast)
     nz, ny, nx = to_zyx(given.volume, given.axes).shape

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from tomoline.contracts import VolumeTransform
+from tomoline.contracts import DOMAIN, VolumeTransform
 from tomoline.errors import InputError
 from tomoline.io.atomic import atomic_path, write_text
 from tomoline.log import get_logger
@@ -59,9 +59,10 @@ def run(
     ----------
     inputs:
         `particles`: the finished tomograms' particles.csv; what lies in the same folder
-        (prepared.json, evaluation.json, middle.png, benchmarks/, report/tomogram.html) is read
-        where it is there, so `transforms`, `evaluations` and `pages` need only be named for the
-        order of jobs. `cards`: the models' card.yaml (curves.jsonl beside a card is used).
+        (prepared.json, domain.json, evaluation.json, middle.png, benchmarks/,
+        report/tomogram.html) is read where it is there, so `transforms`, `evaluations` and `pages`
+        need only be named for the order of jobs. `cards`: the models' card.yaml (curves.jsonl
+        beside a card is used).
     outputs:
         `page` (one HTML file) and `table` (CSV, one row a tomogram).
     dataset:
@@ -196,11 +197,14 @@ def _finished_row(tomogram: str, folder: Path, *, page: Path, state: str = "fini
         }
     if (folder / "particles.csv").is_file():
         more["particles"], more["class_names"] = read_outcome(folder / "particles.csv")
+    domain = read_json(folder / DOMAIN)
     return TomogramRow(
         tomogram=tomogram,
         state=state,
         stage=stage,
         reason=reason,
+        in_domain=str(domain.get("in_domain", "")),
+        domain_reason=str(domain.get("reason", "")),
         evaluation=read_json(folder / "evaluation.json"),
         timings=read_timings(benchmark_files(folder / "benchmarks")),
         link=_link(folder / "report" / "tomogram.html", page),

@@ -28,6 +28,7 @@ def run(
     tomogram: str,
     dataset: Mapping[str, Any] | str,
     benchmarks: str | Path | None = None,
+    min_score: float = 0.0,
 ) -> None:
     """Write the page of one tomogram.
 
@@ -36,13 +37,15 @@ def run(
     inputs:
         `particles` (particles.csv), `transform` (prepared.json), `volume` (prepared.mrc); where
         there is a truth `evaluation` (JSON), `evaluation_classes` and `confusion` (CSV);
-        optionally `benchmarks`, as below.
+        optionally `domain` (domain.json of the cluster stage) and `benchmarks`, as below.
     outputs:
         `page` (one HTML file that needs nothing else) and `slices` (PNG).
     dataset:
         Its name, or its settings as a mapping.
     benchmarks:
         The folder with the benchmark files of this tomogram's stages, or nothing.
+    min_score:
+        Particles below it are not exported.
 
     Raises
     ------
@@ -59,6 +62,8 @@ def run(
         evaluation_classes=read_table(_optional(inputs, "evaluation_classes")),
         confusion=read_table(_optional(inputs, "confusion")),
         timings=read_timings(benchmark_files(benchmarks or inputs.get("benchmarks"))),
+        domain=read_json(_optional(inputs, "domain")),
+        min_score=min_score,
     )
     picks = picks_of(result)
     shown = slices.planes(

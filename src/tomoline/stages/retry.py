@@ -28,7 +28,7 @@ MADE: dict[str, tuple[str, ...]] = {
     "tile": ("plan.json",),
     "segment": ("segment/*.h5",),
     "merge": ("probability.mrc", "mask.mrc"),
-    "cluster": ("candidates.csv",),
+    "cluster": ("candidates.csv", "domain.json"),
     "extract": ("subtomograms.h5",),
     "classify": ("classes.h5",),
     "vote": ("particles.csv", "segmentation.mrc.gz"),
@@ -42,13 +42,13 @@ READ: dict[str, tuple[str, ...]] = {
     "tile": ("prepared.json",),
     "segment": ("prepared.mrc", "plan.json"),
     "merge": ("prepared.mrc", "prepared.json", "plan.json", "segment/*.h5"),
-    "cluster": ("probability.mrc", "mask.mrc"),
+    "cluster": ("probability.mrc", "mask.mrc", "prepared.json"),
     "extract": ("candidates.csv", "prepared.mrc"),
     "classify": ("subtomograms.h5",),
     "vote": ("candidates.csv", "classes.h5", "prepared.json"),
     "export": ("particles.csv", "prepared.json"),
     "evaluate": ("particles.csv", "segmentation.mrc.gz", "prepared.json", "prepared.mrc"),
-    "report": ("particles.csv", "prepared.json", "prepared.mrc", "evaluation.json"),
+    "report": ("particles.csv", "prepared.json", "prepared.mrc", "evaluation.json", "domain.json"),
 }
 _MAKER = {name: stage for stage, names in MADE.items() for name in names}
 _FOLDERS = ("segment", "export", "report", "logs", "benchmarks")

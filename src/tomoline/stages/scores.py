@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tomoline.errors import InputError
-from tomoline.stages.status import layout
+from tomoline.stages.status import layout, read_domain
 
 _HEAD = (
     "tomogram", "true", "found", "precision", "recall", "F1", "distance", "class", "SHREC F1",
@@ -40,9 +40,16 @@ def read_scores(results: str | Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
 
 
-def format_scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """Lay the scores out, a row a tomogram, with a line that says what the columns are."""
+def format_scores(
+    scores: Mapping[str, Mapping[str, Any]], domains: Mapping[str, str] | None = None
+) -> str:
+    """Lay the scores out, a row a tomogram, with a line that says what the columns are.
+
+    `domains` are sentences on tomograms that the model may not know.
+    """
+    told = domains or {}
     rows = [[name, *_cells(score)] for name, score in scores.items()]
+    notes = [f"  {name}: {told[name]}" for name in scores if told.get(name)]
     some = next(iter(scores.values()))
     return "\n".join(
         [
@@ -52,9 +59,20 @@ def format_scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
             "  (right class / all true); SHREC F1: hits counted by the true volumes; DoG: a "
             "difference-of-Gaussians picker",
             "  that is told the true number of particles and knows no class.",
+            *notes,
             "",
         ]
     )
+
+
+def read_domains(results: str | Path, names: Iterable[str]) -> dict[str, str]:
+    """Return what is to be said of each tomogram that the model may not know."""
+    found = {name: read_domain(Path(results) / name) for name in names}
+    return {
+        name: str(domain.get("reason", ""))
+        for name, domain in found.items()
+        if domain.get("in_domain") in ("doubtful", "no")
+    }
 
 
 def format_files(results: str | Path) -> str:

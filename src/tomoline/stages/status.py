@@ -13,7 +13,7 @@ import csv
 import json
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import yaml
 
-from tomoline.contracts import STAGES
+from tomoline.contracts import DOMAIN, STAGES
 from tomoline.errors import InputError
 from tomoline.export.registry import DIALECTS
 from tomoline.io.jobs import HISTORY, WAITING, WORKING, JobRecord, last_record
@@ -86,6 +86,8 @@ class TomogramStatus:
     stages: dict[str, StageStatus] = field(default_factory=dict)
     particles: int | None = None
     job: JobRecord | None = None
+    in_domain: str = ""  # yes, doubtful, no, unknown; empty before the stage cluster
+    domain_reason: str = ""
 
     @property
     def summary(self) -> str:
@@ -261,6 +263,15 @@ def accepted_particles(table: str | Path) -> int | None:
         return sum(1 for row in csv.DictReader(handle) if row.get("status") == "accepted")
 
 
+def read_domain(folder: str | Path) -> dict[str, Any]:
+    """Whether the model can judge a tomogram, from its results folder; empty where not known."""
+    try:
+        value = json.loads((Path(folder) / DOMAIN).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def _dataset_status(project: Path, name: str, *, now: float) -> DatasetStatus:
     _, rows = load_dataset(name, folder=project / "config" / "datasets")
     results = project / "results" / name
@@ -277,7 +288,8 @@ def _dataset_status(project: Path, name: str, *, now: float) -> DatasetStatus:
                 folder, truth=bool(row.truth), exports=exports, pulse=pulse, job=job
             )
             particles = accepted_particles(folder / "particles.csv")
-        tomograms.append(_tomogram(row, states, particles, job))
+        domain = read_domain(folder) if is_run(row) else {}
+        tomograms.append(_tomogram(row, states, particles, job, domain))
     return DatasetStatus(
         name=name,
         tomograms=tuple(tomograms),
@@ -289,7 +301,8 @@ def _tomogram(
     row: SheetRow,
     stages: dict[str, StageStatus],
     particles: int | None,
-    job: JobRecord | None = None,
+    job: JobRecord | None,
+    domain: Mapping[str, Any],
 ) -> TomogramStatus:
     return TomogramStatus(
         tomogram=row.tomogram,
@@ -299,6 +312,8 @@ def _tomogram(
         stages=stages,
         particles=particles,
         job=job,
+        in_domain=str(domain.get("in_domain", "")),
+        domain_reason=str(domain.get("reason", "")),
     )
 
 
@@ -417,6 +432,8 @@ def _notes(dataset: DatasetStatus) -> list[str]:
             if stage.reason:
                 notes.append(f"  {row.tomogram}: {name} {stage.state}: {stage.reason}")
                 notes += [f"    {line}" for line in _where_to_look(row, stage)]
+        if row.in_domain in ("doubtful", "no"):
+            notes.append(f"  {row.tomogram}: {row.domain_reason}")
     notes += [
         f"  results of {name} are there, but it is not in the sheet" for name in dataset.left_over
     ]

@@ -7,7 +7,7 @@ on where it stopped when the same command is given again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,18 +17,26 @@ from torch import Tensor
 
 from tomoline.contracts import BACKGROUND
 from tomoline.errors import InputError
-from tomoline.infer import choose_device, choose_precision
+from tomoline.infer import Runner, choose_device, choose_precision
 from tomoline.io.atomic import atomic_path, write_text
 from tomoline.kernels.choose import speed_up
 from tomoline.log import get_logger
 from tomoline.networks.msdnet import MSDNet
 from tomoline.networks.weights import WEIGHTS, ModelCard, save_model
 from tomoline.report.curves import draw_curves
-from tomoline.settings import TrainSettings
+from tomoline.settings import ClassifySettings, SegmentSettings, TrainSettings
 from tomoline.simulation.densities import SHREC_CLASSES, Density, load_density
 from tomoline.stages.calibrate import calibrate
+from tomoline.stages.confidence import (
+    Found,
+    Known,
+    find_in,
+    vote_on,
+    with_precision,
+    with_temperature,
+)
 from tomoline.training import distributed
-from tomoline.training.data import SimulatedSource
+from tomoline.training.data import SimulatedSource, TrainingVolume
 from tomoline.training.folders import FolderSource
 from tomoline.training.loop import Trainer
 from tomoline.training.msdnet import MSDNetRecipe, MSDNetRecipeOptions, Source, split_joint
@@ -40,6 +48,7 @@ log = get_logger(__name__)
 Part = Literal["localizer", "classifier"]
 VOXEL_SIZE_ANGSTROM = 10.0  # of the shipped densities
 VOXEL_SIZE_RANGE_ANGSTROM = (9.0, 11.0)  # what a network sees without harm; beyond, rescale
+VALIDATION = "the training's validation tomograms"
 BANDWIDTH_VOX = 3.0  # until it is chosen on held-out tomograms
 
 
@@ -161,22 +170,52 @@ def _write_models(
     rows = [json.loads(r) for r in (trainer.folder / "curves.jsonl").read_text().splitlines()]
     best = next(r for r in rows if r["epoch"] == trainer.best_epoch)
     state = trainer.best_weights()
+    held_out = source.validation(settings.validation_volumes)
+    found: list[Found] = []
     parts: list[Part] = ["localizer", "classifier"]
     for part in parts if settings.task == "joint" else [settings.task]:
         own = split_joint(state, part) if settings.task == "joint" else state  # type: ignore[arg-type]
         card = make_card(part, settings, classes, best)  # type: ignore[arg-type]
         if part == "localizer":
-            card = _with_threshold(card, own, settings, source)
+            card = _with_threshold(card, own, held_out)
+            runner = _runner(card, own, settings, flips=SegmentSettings().test_time_flips)
+            found = [find_in(runner, known) for known in _known(held_out, classes)]
+            card = with_precision(card, found, source=VALIDATION)
+        elif found:
+            runner = _runner(card, own, settings, flips=ClassifySettings().test_time_flips)
+            card = with_temperature(card, [vote_on(runner, f) for f in found], source=VALIDATION)
+        else:
+            log.info("no temperature without a localizer: `tomoline calibrate` finds it with one")
         save_model(Path(outputs[part]).parent, card, own)
         log.info("wrote %s", Path(outputs[part]).parent)
 
 
+def _known(held_out: Sequence[TrainingVolume], classes: tuple[str, ...]) -> list[Known]:
+    """Validation tomograms in the calibration's words."""
+    return [
+        Known(name=f"validation {k}", volume=v.volume, centres_zyx=v.centres_zyx,
+              classes=[classes[label - 1] for label in v.labels])
+        for k, v in enumerate(held_out, 1)
+    ]  # fmt: skip
+
+
+def _runner(
+    card: ModelCard, state: Mapping[str, Tensor], settings: TrainSettings, *, flips: int
+) -> Runner:
+    device = choose_device(settings.device)
+    precision = choose_precision("auto", device)
+    network = MSDNet(**card.parameters)
+    network.load_state_dict(dict(state))
+    network = network.to(device).eval()
+    return Runner(card, network, device, precision, speed_up(network, device, precision), flips)
+
+
 def _with_threshold(
-    card: ModelCard, state: Mapping[str, Tensor], settings: TrainSettings, source: Source
+    card: ModelCard, state: Mapping[str, Tensor], held_out: Sequence[TrainingVolume]
 ) -> ModelCard:
     network = MSDNet(**card.parameters)
     network.load_state_dict(dict(state))
-    chosen = calibrate(card, network, source.validation(settings.validation_volumes))
+    chosen = calibrate(card, network, held_out)
     return card.model_copy(
         update={
             "threshold": chosen.threshold,

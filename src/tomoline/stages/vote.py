@@ -11,8 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from tomoline.contracts import VolumeTransform
+from tomoline.contracts import EXPECTED_PRECISION, VolumeTransform
 from tomoline.errors import InputError
+from tomoline.evaluation.calibration import expected_precision, tempered
 from tomoline.io.mrc import write_compressed_volume
 from tomoline.io.subtomograms import LabelledBoxes, open_classes
 from tomoline.io.tables import (
@@ -24,6 +25,7 @@ from tomoline.io.tables import (
     write_particles,
 )
 from tomoline.log import get_logger
+from tomoline.networks.cards import load_card
 from tomoline.ops.patches import box_starts
 from tomoline.ops.votes import NO_LABELS, Vote, vote, vote_radius
 from tomoline.settings import DatasetSettings, VoteSettings, validated
@@ -43,11 +45,13 @@ def run(
 ) -> None:
     """Vote on every subtomogram of one tomogram and write its particle table.
 
-    Inputs `candidates` (candidates.csv), `classes` (HDF5 of the classify stage) and `transform`
-    (prepared.json); outputs `particles` (particles.csv) and `segmentation`, the class of each voxel
-    of the prepared volume that voted for an accepted particle (label = place in the classifier's
-    classes). `dataset` is its `DatasetSettings` as a
-    dictionary. Every candidate gets a row, the rejected ones with their reason.
+    Inputs `candidates` (candidates.csv), `classes` (HDF5 of the classify stage), `transform`
+    (prepared.json) and the cards of both models, `localizer` and `classifier`; outputs `particles`
+    (particles.csv) and `segmentation`, the class of each voxel of the prepared volume that voted
+    for an accepted particle (label = place in the classifier's classes). `dataset` is its
+    `DatasetSettings` as a dictionary. Every candidate gets a row, the rejected ones with their
+    reason. p_<class> follow the classifier's temperature; where the
+    localizer's card has a precision curve, there is the column `expected_precision`.
     """
     candidates = read_candidates(inputs["candidates"])
     transform = VolumeTransform.load(inputs["transform"])
@@ -59,14 +63,18 @@ def run(
                 f"{inputs['candidates']}", found=f"{len(boxes)} others",
                 remedy="delete subtomograms.h5 and classes.h5 and run again",
             )  # fmt: skip
-        votes = dict(zip(boxes.candidate_id.tolist(), _votes(boxes, accepted, settings),
-                         strict=True))  # fmt: skip
+        results = votes_of(boxes, accepted, settings)
+        votes = dict(zip(boxes.candidate_id.tolist(), results, strict=True))
         classes = boxes.classes[1:]
+    temperature = load_card(inputs["classifier"]).temperature
+    curve = load_card(inputs["localizer"]).precision_curve
     verdicts = [
-        _verdict(reason, votes.get(number), classes, settings.min_vote_share)
+        _verdict(reason, votes.get(number), classes, settings.min_vote_share, temperature)
         for number, reason in zip(candidates["candidate_id"], candidates["reason"], strict=True)
     ]
     columns = _place_columns(candidates, transform, tomogram, _binning(transform, dataset))
+    if curve is not None:
+        columns[EXPECTED_PRECISION] = expected_precision(candidates["score"].to_numpy(), curve)
     table = particle_table(columns | _verdict_columns(verdicts, classes), classes)
     write_particles(outputs["particles"], table)
     kept = [
@@ -85,7 +93,7 @@ def run(
     _tell(table)
 
 
-def _votes(
+def votes_of(
     boxes: LabelledBoxes, accepted: pd.DataFrame, settings: VoteSettings
 ) -> list[Vote | None]:
     """One vote a subtomogram; they are read one at a time."""
@@ -126,14 +134,21 @@ def _segmentation(
 
 
 def _verdict(
-    reason: str, result: Vote | None, classes: list[str], min_share: float
+    reason: str,
+    result: Vote | None,
+    classes: list[str],
+    min_share: float,
+    temperature: float | None,
 ) -> dict[str, Any]:
     """Columns that the vote decides; what nobody voted on has zeros."""
     row: dict[str, Any] = {"class": "", "vote_share": 0.0, "margin": 0.0}
     row |= dict.fromkeys(probability_columns(classes), 0.0)
     if result is not None:
         row |= {"vote_share": result.share, "margin": result.margin}
-        row |= dict(zip(probability_columns(classes), result.probabilities, strict=True))
+        p = result.probabilities
+        if temperature is not None:
+            p = tempered(p[None], temperature)[0]
+        row |= dict(zip(probability_columns(classes), p, strict=True))
         if result.share < min_share:
             reason = f"vote share below {min_share:g}"
         else:

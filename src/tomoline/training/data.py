@@ -95,6 +95,10 @@ class SimulatedSource:
             seed += 1
         return held_out
 
+    def tomogram(self, seed: int) -> TrainingVolume:
+        """The tomogram of a seed, for those who keep seeds apart themselves."""
+        return self._make(seed)
+
     def _make(self, seed: int) -> TrainingVolume:
         phantom, tilt, radial = random_conditions(seed, self.shape_zyx, **self.ranges)
         made = simulate_tomogram(self.densities, phantom, tilt, filter_settings=radial, seed=seed)

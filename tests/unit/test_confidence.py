@@ -1,0 +1,135 @@
+"""`tomoline calibrate` on tomograms whose answer can be calculated."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_project import save_threshold_network, write_tomogram
+
+from tomoline import cli
+from tomoline.errors import InputError
+from tomoline.evaluation.calibration import expected_precision
+from tomoline.evaluation.domain import judge
+from tomoline.networks.cards import load_card, verify_weights
+from tomoline.ops.statistics import grey_statistics
+from tomoline.stages import confidence
+from tomoline.stages.confidence import from_folders, simulated
+from tomoline.training.data import VALIDATION_SEED
+
+DENSITIES = Path(__file__).parents[2] / "resources" / "densities"
+SHAPE = (28, 56, 56)
+PLACES = [(z, y, x) for z in (7, 20) for y in (8, 28, 48) for x in (8, 28, 48)]
+RADIUS = 3.0
+
+
+def write_folder(folder: Path, seed: int, *, listed: int = 16, first: int = 12) -> None:
+    """18 dark balls, of which `listed` are particles, `first` of them of the first class."""
+    rng = np.random.default_rng(seed)
+    volume, grid = rng.normal(0, 0.1, SHAPE), np.indices(SHAPE)
+    centres = np.array(PLACES) + rng.uniform(-1, 1, (len(PLACES), 3))
+    for centre in centres:
+        square = sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True))
+        volume[square <= RADIUS**2] -= 3.0
+    folder.mkdir(parents=True)
+    write_tomogram(folder / "reconstruction.mrc", volume.astype(np.float32))
+    lines = [
+        f"{'dark' if k < first else 'light' if k < listed else 'vesicle'} {x} {y} {z} 0 0 0\n"
+        for k, (z, y, x) in enumerate(centres)
+    ]
+    (folder / "particle_locations.txt").write_text("".join(lines))
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "resources" / "models"
+    torch.manual_seed(0)
+    save_threshold_network(folder / "loc", "localizer", ["background", "particle"])
+    save_threshold_network(folder / "cls", "classifier", ["background", "dark", "light"])
+    return folder
+
+
+def test_calibrate_fills_the_cards_and_leaves_the_weights(models, tmp_path, capsys) -> None:
+    for k in range(6):
+        write_folder(tmp_path / f"model_{k}", k)
+    before = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in models.rglob("*.safetensors")}
+    old = {name: load_card(models / name) for name in ("loc", "cls")}
+    folders = [str(tmp_path / f"model_{k}") for k in range(6)]
+    arguments = ["calibrate", "loc", "cls", "--project", str(tmp_path), "--folders", *folders]
+    assert cli.main(arguments) == 0
+    assert {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in before} == before
+    localizer, classifier = (verify_weights(models / name) for name in ("loc", "cls"))
+    kept = {"temperature", "precision_curve", "domain", "metrics"}
+    for name, card in (("loc", localizer), ("cls", classifier)):
+        assert card.model_dump(exclude=kept) == old[name].model_dump(exclude=kept)
+    # 16 of 18 candidates are particles, whatever their score: a vesicle is none.
+    figures = localizer.metrics["calibration"]
+    assert figures["candidates"] == 6 * 18
+    assert figures["precision"] == pytest.approx(16 / 18, abs=1e-4)
+    assert figures["ece_expected_precision"] < figures["ece_score"] + 0.02
+    assert expected_precision(np.array([0.97]), localizer.precision_curve) == pytest.approx(
+        16 / 18, abs=0.03
+    )
+    # The classifier says "dark" for certain and is right in 12 of 16.
+    figures = classifier.metrics["calibration"]
+    assert figures["particles"] == 6 * 16 and figures["accuracy"] == 0.75
+    assert figures["ece_before"] == pytest.approx(0.25, abs=0.01)
+    assert figures["ece_after"] < 0.02
+    assert classifier.temperature > 2
+    assert localizer.domain.tomograms == 6
+    assert localizer.domain.statistics["skewness"].high < 0
+    assert "model_5" in localizer.domain.source
+    text = capsys.readouterr().out
+    assert "ece before: 0.25" in text and "expected precision" in text
+    assert cli.main(["model", "cls", "--project", str(tmp_path)]) == 0
+    assert "temperature" in capsys.readouterr().out
+
+
+def test_too_little_gives_no_curve_and_no_domain_but_says_so(models, tmp_path, capsys) -> None:
+    write_folder(tmp_path / "one", 1)
+    arguments = ["calibrate", "loc", "cls", "--project", str(tmp_path)]
+    assert cli.main([*arguments, "--folders", str(tmp_path / "one")]) == 0
+    said = capsys.readouterr().err
+    assert "no precision curve" in said and "no domain" in said and "no temperature" in said
+    card = load_card(models / "loc")
+    assert card.precision_curve is None and card.domain is None
+
+
+def test_grey_values_alone_make_a_domain_and_no_network_runs(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(confidence, "SHAPE_ZYX", (40, 48, 48))
+    (tmp_path / "resources" / "densities").symlink_to(DENSITIES)
+    arguments = ["calibrate", "loc", "--project", str(tmp_path), "--grey", "6"]
+    assert cli.main(arguments) == 0
+    card = load_card(models / "loc")
+    assert card.precision_curve is None
+    assert card.domain.tomograms == 6 and len(card.domain.spectra) == 6
+    assert "9000001 to 9000006; none was trained on" in card.domain.source
+    assert "score_50" not in card.domain.statistics
+    # Those of the following seeds are such tomograms; the other way round they are not.
+    (known,) = simulated(card, DENSITIES, count=1, seed=9_000_020)
+    assert judge(grey_statistics(-known.volume), card).in_domain == "no"
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [(["cls"], "a localizer and, if wanted"), (["loc", "loc"], "a localizer and, if wanted")],
+)
+def test_models_that_cannot_be_calibrated_are_refused(names, words, models, tmp_path, capsys):
+    write_folder(tmp_path / "one", 1)
+    folders = ["--folders", str(tmp_path / "one"), "--project", str(tmp_path)]
+    assert cli.main(["calibrate", *names, *folders]) == 2
+    assert words in capsys.readouterr().err
+    assert cli.main(["calibrate", *names, "--project", str(tmp_path)]) == 2
+    assert "either --folders" in capsys.readouterr().err
+
+
+def test_seeds_of_the_training_and_other_voxel_sizes_are_refused(models, tmp_path) -> None:
+    card = load_card(models / "loc").model_copy(update={"training": {"seed": 9}})
+    with pytest.raises(InputError, match="10000000 or more"):
+        next(simulated(card, DENSITIES, count=1, seed=9_000_001))
+    assert VALIDATION_SEED > 10_000_000
+    write_folder(tmp_path / "one", 1)
+    narrow = card.model_copy(update={"voxel_size_range_angstrom": (12.0, 14.0)})
+    with pytest.raises(InputError, match="12 to 14 angstrom"):
+        next(from_folders(narrow, [tmp_path / "one"]))

@@ -3,6 +3,7 @@
 
 import gc
 import inspect
+import re
 import sys
 from functools import cache
 from math import ceil
@@ -16,13 +17,21 @@ from snakemake.resources import Resource
 from tomoline.errors import TomolineError
 from tomoline.export.registry import dialect as dialect_of
 from tomoline.settings import Config, validated
+from tomoline.stages.benchmark_files import (
+    files_of,
+    model_cards,
+    outputs_of,
+    tests_of,
+    validation_of,
+)
+from tomoline.stages.benchmark_plan import make_plan
 from tomoline.stages.checks import CONFIG_FILE, check_run, models_of
 from tomoline.stages.tile import window_bytes
 from tomoline_slurm import driver, install
 
 # Targets that need neither tomograms nor models: they make them.
-BRANCHES = {"simulate", "simulate_demo", "train"}
-BRANCH_SETTINGS = {"datasets", "simulate", "train", "envmodules"}
+BRANCHES = {"simulate", "simulate_demo", "train", "benchmark", "experiments"}
+BRANCH_SETTINGS = {"datasets", "simulate", "train", "benchmark", "envmodules"}
 
 
 def refused(function, *arguments, **options):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from tomoline.kernels.triton_plan import plan_of_parameters
 from tomoline.networks.cards import ModelCard
@@ -29,6 +30,8 @@ def bytes_per_voxel(
         Passes whose mean is taken.
     """
     parameters = card.parameters
+    if card.network == "unet":
+        return _unet_bytes(parameters, len(card.classes))
     layers = int(parameters.get("depth", 49)) * int(parameters.get("width", 2))
     maps = int(parameters.get("in_channels", 1)) + layers
     classes = len(card.classes)
@@ -40,3 +43,9 @@ def bytes_per_voxel(
     if code == "cpu":  # the input in both types, the result; with flips both turned, and a sum
         return itemsize * MARGINS * maps + 7.0 + (18.0 if flips > 1 else 0.0)
     return 4.0 * (2.5 * maps + 4 * classes)
+
+
+def _unet_bytes(parameters: Mapping[str, Any], classes: int) -> float:
+    """Of a U-Net on its plain layers: the highest level going up, and a half for work space."""
+    first, second, *_ = parameters.get("filters", (32, 48, 64))
+    return 4.0 * (1.5 * (2 * int(first) + 3 * int(second)) + 4 * classes)

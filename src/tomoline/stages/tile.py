@@ -9,9 +9,9 @@ from typing import Any
 from tomoline.contracts import TilePlan, VolumeTransform
 from tomoline.errors import InputError
 from tomoline.io.atomic import atomic_path
+from tomoline.kernels.memory import bytes_per_voxel
 from tomoline.log import get_logger
 from tomoline.networks.cards import ModelCard, load_card
-from tomoline.kernels.memory import bytes_per_voxel
 from tomoline.ops.tiles import choose_windows, cost, plan_tiles
 from tomoline.processor import cpu_has_bfloat16
 from tomoline.settings import InferenceSettings, SegmentSettings, TilingSettings

@@ -20,6 +20,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/simulate.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/common_benchmark.smk"
 include: "workflow/rules/benchmark.smk"
 
 
@@ -36,11 +37,8 @@ rule all:
 onerror:
     # With keep-going all others have finished by now; what waits for all of them is made of these.
     # A benchmark's table says of each method that failed why it did.
-    if "benchmark" in BRANCH or "experiments" in BRANCH:
-        from tomoline.stages.benchmark_table import write_tables
-
-        for name, settings in PLAN.benchmarks.items():
-            write_tables(settings, outputs_of(name), densities=Path(DENSITIES))
+    if BRANCH & {"benchmark", "experiments"}:
+        tables_so_far()
     if not BRANCH:
         from tomoline.stages.summary import refresh
 

@@ -2,100 +2,6 @@
 # validation tomograms and scored on the test ones, in one table (`snakemake benchmark --configfile
 # config/benchmarks/NAME.yaml`); and the trainings that are compared (`snakemake experiments`).
 
-BENCHMARKS = "results/benchmarks"
-SCENE = f"{BENCHMARKS}/{{benchmark}}/{{tomogram}}"
-PLAN = refused(make_plan, CONFIG)
-MODELS_MADE = "results/models/{training}"
-
-
-def one_of(names):
-    """A wildcard's pattern: one of these names; with none, nothing fits."""
-    return "|".join(re.escape(name) for name in names) or "(?!)"
-
-
-def of_benchmark(wildcards):
-    """Settings of the benchmark of a job."""
-    return PLAN.benchmarks[wildcards.benchmark]
-
-
-def bench_tomogram(wildcards):
-    """Settings of the tomogram of a job."""
-    return of_benchmark(wildcards).tomograms[wildcards.tomogram]
-
-
-def bench_method(wildcards):
-    """What a benchmark says of a method other than the defaults."""
-    method = of_benchmark(wildcards).methods[wildcards.method]
-    return method.model_dump(mode="json", exclude_defaults=True)
-
-
-def bench_models(wildcards):
-    """Cards of the models that a method runs."""
-    return model_cards(of_benchmark(wildcards).methods[wildcards.method])
-
-
-def bench_truth(wildcards):
-    """Files of the truth of a tomogram."""
-    files = files_of(bench_tomogram(wildcards))
-    return [path for key, path in files.items() if key != "tomogram"]
-
-
-def bench_validation(pattern):
-    """Input function: `pattern` of the validation tomograms of a group."""
-
-    def paths(wildcards):
-        names = validation_of(of_benchmark(wildcards), wildcards.group)
-        values = dict(wildcards.items())
-        return [pattern.format(**values | {"tomogram": name}) for name in names]
-
-    return paths
-
-
-def bench_tuned(wildcards):
-    """The settings of a method for a test tomogram's group."""
-    group = bench_tomogram(wildcards).group
-    return f"{BENCHMARKS}/{wildcards.benchmark}/tuned/{group}/{wildcards.method}.json"
-
-
-def bench_scores(wildcards):
-    """Scores of all methods on all test tomograms."""
-    settings = of_benchmark(wildcards)
-    return [
-        f"{BENCHMARKS}/{wildcards.benchmark}/{tomogram}/{method}/scores.json"
-        for tomogram in tests_of(settings)
-        for method in settings.methods
-    ]
-
-
-def trained_before(wildcards):
-    """Tomograms that a training reads, and the curves of the training it goes on from."""
-    settings = PLAN.trainings[wildcards.training]
-    folders = (
-        []
-        if settings.source == "simulator"
-        else [*settings.folders, *settings.validation_folders]
-    )
-    before = Path(settings.init_from).parent.name if settings.init_from else ""
-    curves = (
-        [f"results/models/{before}/curves.jsonl"] if before in PLAN.trainings else []
-    )
-    return [f"{folder}/particle_locations.txt" for folder in folders] + curves
-
-
-def bench_log(step):
-    """The log of a step; the table reads it where the step failed."""
-    return f"{BENCHMARKS}/{{benchmark}}/logs/{step}.log"
-
-
-def bench_time(step):
-    """Time and memory of a step, as JSON lines."""
-    return f"{BENCHMARKS}/{{benchmark}}/benchmarks/{step}.jsonl"
-
-
-def bench_memory(wildcards, attempt):
-    """Memory: score maps, or all classes' probabilities."""
-    return 8000 * attempt
-
 
 wildcard_constraints:
     benchmark=one_of(PLAN.benchmarks),
@@ -103,24 +9,26 @@ wildcard_constraints:
     group="[A-Za-z0-9][A-Za-z0-9._-]*",
 
 
+# Scores are named themselves, so that what failed is taken up again although the table, written with
+# the reasons, is there.
 rule benchmark:
     input:
         [
             path
             for name in PLAN.benchmarks
             if name not in PLAN.experiments
-            for path in outputs_of(name).values()
+            for path in [*outputs_of(name).values(), *scores_of(name)]
         ],
 
 
 rule experiments:
     input:
-        [path for name in PLAN.experiments for path in outputs_of(name).values()],
-        (
-            [f"{BENCHMARKS}/{CONFIG.benchmark.name}/{n}" for n in ("all.csv", "all.md")]
-            if PLAN.experiments
-            else []
-        ),
+        [
+            path
+            for name in PLAN.experiments
+            for path in [*outputs_of(name).values(), *scores_of(name)]
+        ],
+        [*EXPERIMENTS_TABLE.values()] if PLAN.experiments else [],
 
 
 rule benchmark_prepare:
@@ -249,7 +157,7 @@ rule benchmark_score:
 
 rule benchmark_table:
     input:
-        scores=bench_scores,
+        scores=lambda wildcards: scores_of(wildcards.benchmark),
         densities=ancient(DENSITIES),
     output:
         **outputs_of("{benchmark}"),
@@ -275,8 +183,7 @@ rule experiments_table:
     input:
         [outputs_of(name)["table"] for name in PLAN.experiments],
     output:
-        table=f"{BENCHMARKS}/{CONFIG.benchmark.name}/all.csv",
-        page=f"{BENCHMARKS}/{CONFIG.benchmark.name}/all.md",
+        **EXPERIMENTS_TABLE,
     log:
         f"{BENCHMARKS}/{CONFIG.benchmark.name}/logs/experiments_table.log",
     localrule: True
@@ -288,10 +195,7 @@ rule experiments_table:
         mem_mb=1000,
         runtime=10,
     params:
-        experiments={
-            name: settings.model_dump(mode="json")
-            for name, settings in PLAN.experiments.items()
-        },
+        experiments=experiments_of(),
     script:
         "../scripts/experiments_table.py"
 

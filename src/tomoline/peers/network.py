@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tomoline.errors import InputError
 from tomoline.evaluation.picking import thinned
-from tomoline.infer import Progress, as_bytes, make_runner
+from tomoline.infer import Progress, make_runner
 from tomoline.io.atomic import atomic_stream
 from tomoline.io.mrc import open_volume
 from tomoline.log import get_logger
@@ -67,7 +67,7 @@ class VoxelNetwork:
             data.attrs["classes"] = runner.card.classes
             for read, keep in boxes:
                 x = torch.from_numpy(np.array(volume[read], np.float32))[None, None]
-                p = as_bytes(runner.averaged(x.to(runner.device)))[0].cpu().numpy()
+                p = runner.class_bytes(x.to(runner.device))[0, 1:].cpu().numpy()
                 inner = tuple(
                     slice(k.start - r.start, k.stop - r.start)
                     for k, r in zip(keep, read, strict=True)

@@ -18,12 +18,10 @@ from tomoline.export.geometry import TomogramGeometry
 from tomoline.io.annotations import TruthOptions, read_occupancy, read_truth
 from tomoline.peers.base import Method, Scene
 from tomoline.peers.dog import DogPicker
-from tomoline.peers.network import VoxelNetwork
 from tomoline.peers.pytme import PytmeMatcher
 from tomoline.settings import BenchmarkMethod, BenchmarkTomogram, DatasetSettings
 from tomoline.simulation.densities import SHREC_CLASSES
 from tomoline.stages.benchmark_files import files_of
-from tomoline.stages.benchmark_line import OwnLine
 
 
 def method_of(settings: BenchmarkMethod, *, densities: Path) -> Method:
@@ -36,8 +34,13 @@ def method_of(settings: BenchmarkMethod, *, densities: Path) -> Method:
             densities=densities, classes=tuple(settings.classes) or SHREC_CLASSES,
             python=Path(settings.python), angle_deg=settings.angle_deg, bin=settings.bin,
         )  # fmt: skip
+    # Loaded where they are needed: torch takes seconds.
     if settings.kind == "unet":
+        from tomoline.peers.network import VoxelNetwork  # noqa: PLC0415
+
         return VoxelNetwork(folder=folder / settings.classifier)
+    from tomoline.stages.benchmark_line import OwnLine  # noqa: PLC0415
+
     return OwnLine(
         localizer=folder / settings.localizer, classifier=folder / settings.classifier,
         components=settings.centres == "components",

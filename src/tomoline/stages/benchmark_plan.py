@@ -102,8 +102,9 @@ def _merged(common: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
     both = dict(common)
     for key, value in changed.items():
         before = both.get(key)
-        nested = isinstance(value, dict) and isinstance(before, dict)
-        both[key] = _merged(before, value) if nested else value
+        if isinstance(value, dict) and isinstance(before, dict):
+            value = _merged(before, value)  # noqa: PLW2901
+        both[key] = value
     return both
 
 

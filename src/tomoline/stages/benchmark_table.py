@@ -128,7 +128,7 @@ def _reason(settings: BenchmarkSettings, tomogram: str, method: str) -> str:
         if not file.is_file():
             continue
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        faults = [line.split("ERROR", 1)[1].strip() for line in lines if " ERROR " in line]
+        faults = [line.split(": ", 1)[1] for line in lines if " ERROR " in line]
         if faults and not lines[-1].endswith(f"finished {file.suffixes[-2][1:]}"):
             return faults[-1]
     return NOT_YET

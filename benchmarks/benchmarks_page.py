@@ -1,7 +1,7 @@
 """Write the tables of docs/benchmarks.md from what stands in results/benchmarks.
 
-A part between `<!-- NAME -->` and `<!-- end -->` gets the table of that benchmark, or the one of its
-experiments; parts whose benchmark was not run stay as they are.
+A part between `<!-- NAME -->` and `<!-- end -->` gets the table of that benchmark, or the one of
+its experiments; parts whose benchmark was not run stay as they are.
 """
 
 import re

@@ -38,19 +38,23 @@ class DogPicker:
 
     def tune(self, cases: Sequence[Case]) -> dict[str, Any]:
         """Scale, least distance and threshold."""
-        read = {
-            scale: [_read(case.response, scale) for case in cases] for scale in SCALES_VOX
-        }  # fmt: skip
-        tried = []
+        best: dict[str, Any] = {}
         for settings in combinations(scale_vox=SCALES_VOX, distance_vox=DISTANCES_VOX):
-            scores = np.concatenate([rows[:, 3] for rows in read[settings["scale_vox"]]])
+            # A better peak silences a worse one whatever the threshold, so once is enough.
+            rows = [_thinned(_read(case.response, settings["scale_vox"]), settings["distance_vox"])
+                    for case in cases]  # fmt: skip
+            scores = np.concatenate([part[:, 3] for part in rows])
             levels = np.quantile(scores, np.linspace(0, 1, THRESHOLDS, endpoint=False))
-            tried += [{**settings, "threshold": float(level)} for level in levels]
-        return best_of(cases, tried, lambda k, s: _picks(read[s["scale_vox"]][k], s))
+            tried = [{**settings, "threshold": float(level)} for level in levels]
+            found = best_of(cases, tried, lambda k, s, rows=rows: _above(rows[k], s))  # type: ignore[misc]
+            if not best or found["figures"]["goal"] > best["figures"]["goal"]:
+                best = found
+        return best
 
     def picks(self, scene: Scene, response: Path, tuned: Tuned) -> Found:
         """Peaks above the threshold."""
-        return _picks(_read(response, tuned["scale_vox"]), tuned)
+        rows = _thinned(_read(response, tuned["scale_vox"]), tuned["distance_vox"])
+        return _above(rows, tuned)
 
 
 def _read(response: Path, scale: float) -> Any:
@@ -58,7 +62,10 @@ def _read(response: Path, scale: float) -> Any:
         return file[f"scale_{scale:g}"][...]
 
 
-def _picks(rows: Any, settings: Tuned) -> Found:
+def _thinned(rows: Any, distance: float) -> Any:
+    return rows[thinned(rows[:, :3], distance, None)]
+
+
+def _above(rows: Any, settings: Tuned) -> Found:
     rows = rows[rows[:, 3] >= settings["threshold"]]
-    kept = thinned(rows[:, :3], settings["distance_vox"], None)
-    return Found(zyx_vox=rows[kept, :3], score=rows[kept, 3])
+    return Found(zyx_vox=rows[:, :3], score=rows[:, 3])

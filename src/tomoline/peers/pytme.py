@@ -156,15 +156,14 @@ class PytmeMatcher:
             )
             for case in cases
         ]  # fmt: skip
-        mine = [rows.of(k) for rows in read]
+        mine = [rows.of(k).apart(distance) for rows in read]
         scores = np.sort(np.concatenate([rows.score for rows in mine]))[::-1]
         levels = scores[: max(1, len(scores) // 2) : 4]
 
         def figures(level: float) -> float:
             def picks(n: int) -> Found:
                 rows = mine[n].above(level)
-                kept = thinned(rows.zyx, distance, None)
-                return Found(zyx_vox=rows.zyx[kept], score=rows.score[kept])
+                return Found(zyx_vox=rows.zyx, score=rows.score)
 
             return goal(own, picks)["f1"]
 
@@ -234,6 +233,12 @@ class _Peaks:
 
     def of(self, label: int) -> _Peaks:
         return self.where(self.label == label)
+
+    def apart(self, distance: float) -> _Peaks:
+        """Those that no better one is near to; they are in order of score."""
+        kept = np.zeros(len(self.label), bool)
+        kept[thinned(self.zyx, distance, None)] = True
+        return self.where(kept)
 
     def above(self, level: float) -> _Peaks:
         return self.where(self.score >= level)

@@ -26,19 +26,19 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_the_gpu_that_the_job_sees_counts() -> None:
-    assert available(environment={}).bytes == 1000 * 2**20
+    assert available(environment={}).bytes == 500 * 2**20  # half is for driver and torch
     assert available(environment={}).on_gpu
     assert not available(environment={}, device="cpu").on_gpu
-    assert available(environment={"CUDA_VISIBLE_DEVICES": "1,0"}).bytes == 500 * 2**20
+    assert available(environment={"CUDA_VISIBLE_DEVICES": "1,0"}).bytes == 250 * 2**20
     shared = {"CUDA_VISIBLE_DEVICES": "0", SHARE_VARIABLE: "4"}
-    assert available(environment=shared).bytes == 250 * 2**20
+    assert available(environment=shared).bytes == 125 * 2**20
 
 
 @pytest.mark.usefixtures("gpu")
 def test_a_warm_server_has_the_gpu_to_itself() -> None:
     shared = {"CUDA_VISIBLE_DEVICES": "0", SHARE_VARIABLE: "4"}
     assert available(environment={**shared, VARIABLE: "/tmp/x"}).bytes == 9000 * 2**20 - 2e9
-    assert available(environment={**shared, VARIABLE: ""}).bytes == 250 * 2**20
+    assert available(environment={**shared, VARIABLE: ""}).bytes == 125 * 2**20
     host = {**shared, VARIABLE: "/tmp/x", "SLURM_MEM_PER_NODE": "400"}
     assert available(environment=host, device="cpu").bytes == 100e6
 

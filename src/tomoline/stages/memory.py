@@ -43,7 +43,8 @@ def available(*, device: str = "auto", environment: Mapping[str, str] = os.envir
     # What is free now says nothing where the server may be computing.
     gpu = _gpu_bytes(environment, "total" if warm else "free") if device != "cpu" else None
     if gpu is not None:
-        return Available(max(gpu - SYSTEM_BYTES, gpu / 2) if warm else gpu / share, on_gpu=True)
+        left = max(gpu - SYSTEM_BYTES, gpu / 2)
+        return Available(left if warm else left / share, on_gpu=True)
     limits: list[float] = [psutil.virtual_memory().available / share]
     for path in _cgroup_files():
         text = path.read_text().strip() if path.is_file() else ""

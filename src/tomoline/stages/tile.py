@@ -21,7 +21,7 @@ SETTINGS = TilingSettings
 log = get_logger(__name__)
 
 # Of the memory that is free; the rest is for torch itself and for what else comes and goes.
-MEMORY_SHARE, GPU_SHARE, GPU_RESERVE_BYTES = 0.7, 0.9, 1.5e9
+MEMORY_SHARE, GPU_SHARE = 0.7, 0.9
 # A halo as long as the network looks gives the untiled volume's values to the last digit. Where it
 # costs more than this, a voxel, the measured halo of the card is taken.
 EXACT_COST = 1.5
@@ -64,7 +64,7 @@ def run(
 def usable(memory: Available) -> float:
     """Bytes of the memory that windows may take."""
     if memory.on_gpu:
-        return max(0.0, GPU_SHARE * (memory.bytes - GPU_RESERVE_BYTES))
+        return GPU_SHARE * memory.bytes
     return MEMORY_SHARE * memory.bytes
 
 

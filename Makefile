@@ -11,10 +11,10 @@ READY := $(VENV)/.ready
 CORES ?= all
 TESTS ?= tests
 
-.PHONY: help setup readers demo evaluation test lint format weights bench generate lock container
+.PHONY: help setup readers demo evaluation test lint format weights bench bench-peers generate lock container
 
 help: ## Say what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -60,7 +60,7 @@ format: $(READY) ## Put code and rules in the house's style
 	$(BIN)/snakefmt Snakefile workflow/rules
 
 weights: $(READY) ## Train the shipped models again, step by step (hours; days without a GPU)
-	for file in config/training/*.yaml; do \
+	for file in config/training/msdnet-*.yaml; do \
 	  $(BIN)/snakemake train --cores $(CORES) --configfile "$$file"; \
 	done
 
@@ -70,6 +70,13 @@ bench: $(READY) ## Speed and memory of networks and stages on this machine, into
 	$(BIN)/python benchmarks/bench_stages.py
 	$(BIN)/python benchmarks/bench_gpu.py || [ $$? -eq 2 ]  # 2: no GPU
 	$(BIN)/python benchmarks/speed_page.py
+
+PEERS := .venv-peers
+bench-peers: $(PEERS)/.ready ## Make .venv-peers: pytme (GPL), which the benchmarks run as a program
+$(PEERS)/.ready: benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet -r $<
+	touch $@
 
 generate: $(READY) ## Write config.yaml, its schema and config/README.md from settings.py
 	$(BIN)/python -m tomoline.settings

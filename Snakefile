@@ -20,6 +20,8 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/simulate.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/common_benchmark.smk"
+include: "workflow/rules/benchmark.smk"
 
 
 localrules:
@@ -34,6 +36,9 @@ rule all:
 
 onerror:
     # With keep-going all others have finished by now; what waits for all of them is made of these.
+    # A benchmark's table says of each method that failed why it did.
+    if BRANCH & {"benchmark", "experiments"}:
+        tables_so_far()
     if not BRANCH:
         from tomoline.stages.summary import refresh
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -36,6 +36,7 @@ def _number(value: object) -> object:
     return int(value) if isinstance(value, str) and value.strip().isdigit() else value
 
 
+SafeName = Annotated[str, Field(pattern=SAFE_NAME)]
 Flips = Annotated[Literal[1, 2, 4, 8], BeforeValidator(_number)]
 
 
@@ -433,8 +434,14 @@ class TrainSettings(Section):
     """Training of a network; the models land in results/models."""
 
     name: str = Field("msdnet", pattern=SAFE_NAME, description="Name of the models made.")
-    network: Literal["msdnet"] = Field("msdnet", description="Kind of network.")
+    network: Literal["msdnet", "unet"] = Field(
+        "msdnet",
+        description="Kind of network; unet is DeepFinder's, for comparison in the benchmarks.",
+    )
     shape: NetworkShape = NetworkShape()
+    filters: tuple[int, int, int] = Field(
+        (32, 48, 64), description="unet: maps at each level; (32, 48, 64) is DeepFinder's size."
+    )
     task: Literal["localizer", "classifier", "joint"] = Field(
         "joint", description="What is learnt; joint: both at once, sharing their layers."
     )
@@ -479,6 +486,11 @@ class TrainSettings(Section):
         "the new ones.",
     )
     validation_volumes: int = Field(2, ge=1, description="Held-out tomograms.")
+    loss: Literal["focal", "tversky"] = Field(
+        "focal",
+        description="focal: weighted focal loss; tversky: mean overlap of the classes, as "
+        "DeepFinder has it.",
+    )
     gamma: float = Field(2.0, ge=0, description="Focusing of the loss; 0: cross-entropy.")
     core_alpha: float = Field(4.0, gt=0, description="Weight of the localizer's particle class.")
     background_alpha: float = Field(0.3, gt=0, description="Weight of the classifier's background.")
@@ -498,6 +510,11 @@ class TrainSettings(Section):
     stop_epochs: int = Field(
         0, ge=0, description="End after this many epochs of the schedule; 0: at its end."
     )
+    stop_processor_hours: float = Field(
+        0.0,
+        ge=0,
+        description="End after the epoch that fills this budget of processor time; 0: no limit.",
+    )
     warmup_epochs: float = Field(0.0, ge=0, description="Epochs over which the rate rises.")
     patience: int = Field(
         100, ge=1, description="Stop after this many epochs without a better validation loss."
@@ -513,6 +530,95 @@ class TrainSettings(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
     seed: int = Field(1, ge=0, description="The same seed gives the same training.")
+
+
+class BenchmarkTomogram(Section):
+    """A tomogram of a benchmark: a folder in SHREC layout, or its files."""
+
+    use: Literal["validation", "test"] = Field(
+        description="validation: methods are tuned on it; test: they are scored on it."
+    )
+    group: str = Field(
+        "all",
+        pattern=SAFE_NAME,
+        description="A test tomogram's settings are tuned on the validation tomograms of its group",
+    )
+    folder: str = Field("", description="Folder in SHREC layout; empty: the files named below.")
+    tomogram: str = Field("", description="The tomogram's file.")
+    truth: str = Field("", description="Its known particles, as in a dataset's sheet.")
+    occupancy: str = Field("", description="Its volume of particle numbers; may be empty.")
+    voxel_size_angstrom: float | None = Field(
+        None, gt=0, description="Overrides the header's; empty: the header's."
+    )
+    contrast: Literal["dark", "bright"] = Field("dark", description="That of its particles.")
+    axes: Literal["auto", "xyz", "xzy"] = Field("auto", description="As in a dataset.")
+    tilts_deg: tuple[float, float] = Field(
+        (-60.0, 60.0), description="First and last tilt, for the missing wedge of templates."
+    )
+
+
+class BenchmarkMethod(Section):
+    """A method of a benchmark, and what it needs."""
+
+    kind: Literal["tomoline", "dog", "pytme", "unet"] = Field(
+        description="tomoline: this workflow's line; dog: difference of Gaussians; pytme: template "
+        "matching; unet: a network that names every voxel of a tomogram."
+    )
+    folder: str = Field(
+        "resources/models", description="tomoline, unet: where the models lie, one folder each."
+    )
+    localizer: str = Field("msdnet-localizer", description="tomoline: the localizer.")
+    classifier: str = Field(
+        "msdnet-classifier", description="tomoline: the classifier; unet: the network."
+    )
+    centres: Literal["mean_shift", "components"] = Field(
+        "mean_shift",
+        description="tomoline: centres by mean-shift, or of connected components as they are.",
+    )
+    angle_deg: float = Field(20.0, gt=3, le=90, description="pytme: angular step.")
+    bin: int = Field(
+        1, ge=1, le=8, description="pytme: tomogram and templates are Fourier-cropped by this."
+    )
+    classes: list[str] = Field([], description="pytme: templates; empty: the twelve of SHREC.")
+    python: str = Field(
+        ".venv-peers/bin/python",
+        description="pytme: the Python of its own environment (`make bench-peers`).",
+    )
+
+
+class BenchmarkSettings(Section):
+    """Methods compared on the same tomograms, in results/benchmarks/<name>."""
+
+    name: str = Field("first", pattern=SAFE_NAME, description="Name of the benchmark.")
+    tomograms: dict[SafeName, BenchmarkTomogram] = Field(
+        {}, description="Tomograms by name, each with use, group, folder or files."
+    )
+    methods: dict[SafeName, BenchmarkMethod] = Field(
+        {}, description="Methods by name, each with its kind and what that needs."
+    )
+    trainings: list[str] = Field(
+        [],
+        description="Files with a `train` section; models of the methods that are not there are "
+        "trained by them.",
+    )
+    experiments: str = Field(
+        "", description="Folder of experiments for `snakemake experiments`; see docs/benchmarks.md."
+    )
+
+
+class ExperimentVariant(Section):
+    """One side of a comparison: what differs from the common training, and from the method."""
+
+    train: dict[str, Any] = Field({}, description="Settings of `train` that differ.")
+    method: dict[str, Any] = Field({}, description="Settings of the method that differ.")
+
+
+class ExperimentSettings(Section):
+    """A file of config/benchmarks/experiments: one question and the variants that answer it."""
+
+    question: str = Field(description="What is compared.")
+    paper: str = Field("", description="What the paper found, in words.")
+    variants: dict[SafeName, ExperimentVariant] = Field(description="Variants by name.")
 
 
 class Config(Section):
@@ -544,6 +650,7 @@ class Config(Section):
     )
     simulate: SimulateSettings = SimulateSettings()
     train: TrainSettings = TrainSettings()
+    benchmark: BenchmarkSettings = BenchmarkSettings()
 
 
 class DatasetSettings(Section):
@@ -623,8 +730,14 @@ def validated(kind: type[SectionT], raw: Mapping[str, Any], *, source: str | Pat
 
 
 def _section_at(kind: type[Section], location: Iterable[str | int]) -> type[Section]:
+    named = False  # the next part is a name that the user gave
     for part in location:
+        if named:
+            named = False
+            continue
         inner = kind.model_fields[str(part)].annotation
+        if get_origin(inner) is dict:
+            inner, named = get_args(inner)[1], True
         if isinstance(inner, type) and issubclass(inner, Section):
             kind = inner
     return kind

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -91,6 +92,9 @@ def readme() -> str:
         section = _section(field)
         if section is not None:
             parts += [f"### {key}\n", _first_line(section) + "\n", _table(_flat(section))]
+            for inner, kind in _named(section).items():
+                parts += [f"Each of `{key}.{inner}`: {_first_line(kind)}\n"]
+                parts += [_table(kind.model_fields)]
     parts += ["## datasets/&lt;name&gt;.yaml\n", _table(DatasetSettings.model_fields)]
     parts += ["## datasets/&lt;name&gt;.tsv\n", "| column | meaning |\n|---|---|"]
     text = "\n".join(parts) + "\n"
@@ -122,6 +126,16 @@ def _flat(section: type[Section], prefix: str = "") -> dict[str, FieldInfo]:
         inner = _section(field)
         fields |= {prefix + key: field} if inner is None else _flat(inner, f"{prefix}{key}.")
     return fields
+
+
+def _named(section: type[Section]) -> dict[str, type[Section]]:
+    """Return the groups of settings that a section's fields hold by names of the user's."""
+    kinds = {key: get_args(field.annotation) for key, field in section.model_fields.items()}
+    return {
+        key: kind[1]
+        for key, kind in kinds.items()
+        if len(kind) == 2 and isinstance(kind[1], type) and issubclass(kind[1], Section)
+    }
 
 
 def _yaml_lines(key: str, field: FieldInfo, indent: str) -> list[str]:
@@ -181,8 +195,10 @@ def _kind(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(str(value) for value in arguments)
     if get_origin(annotation) in (list, dict):
-        inside = f"{_kind(arguments[-1])}"
-        return f"list of {inside}" if len(arguments) == 1 else f"{inside} by name"
+        inside = arguments[-1]
+        grouped = isinstance(inside, type) and issubclass(inside, BaseModel)
+        text = "groups of the keys below" if grouped else _kind(inside)
+        return f"list of {text}" if len(arguments) == 1 else f"{text} by name"
     if get_origin(annotation) is tuple:
         return f"list of {len(arguments)}: {_kind(arguments[0])}"
     inner = [_kind(value) for value in arguments if value is not type(None)]

@@ -18,6 +18,7 @@ LEVELS = (
     {"io", "ops", "networks"},
     {"kernels", "infer", "export"},
     {"training", "simulation", "evaluation", "report"},
+    {"peers"},
     {"stages"},
     {"cli", "warm"},
 )

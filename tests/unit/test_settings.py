@@ -32,6 +32,7 @@ def keys(section: type[Section]) -> dict[str, object]:
 
 
 def named(raw: dict[str, object]) -> dict[str, object]:
+    # An empty group is one whose names the user gives.
     return {
         key: named(value) if isinstance(value, dict) and value else None
         for key, value in raw.items()
@@ -72,7 +73,7 @@ def test_unknown_key_is_refused_with_the_known_ones_and_the_nearest() -> None:
 
 
 def test_unknown_section_lists_the_sections() -> None:
-    with pytest.raises(InputError, match="one of classify, cluster,"):
+    with pytest.raises(InputError, match="one of benchmark, classify, cluster,"):
         validated(Config, {"clusters": {}}, source="config.yaml")
 
 
@@ -99,3 +100,11 @@ def test_main_writes_every_generated_file(tmp_path: Path) -> None:
     main(tmp_path)
     written = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     assert written == set(generated())
+
+
+def test_a_wrong_key_below_a_name_of_the_users_lists_the_keys_known_there() -> None:
+    raw = {"benchmark": {"methods": {"mine": {"kind": "dog", "angle": 10}}}}
+    with pytest.raises(InputError) as caught:
+        validated(Config, raw, source="config.yaml")
+    assert "unknown key `benchmark.methods.mine.angle`" in str(caught.value)
+    assert "did you mean `angle_deg`?" in str(caught.value)

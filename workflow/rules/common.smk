@@ -18,14 +18,29 @@ from tomoline.errors import TomolineError
 from tomoline.export.registry import dialect as dialect_of
 from tomoline.io.shrec import locations_of
 from tomoline.settings import Config, validated
+from tomoline.stages.benchmark_files import (
+    files_of,
+    model_cards,
+    outputs_of,
+    tests_of,
+    validation_of,
+)
+from tomoline.stages.benchmark_plan import make_plan
 from tomoline.stages.checks import CONFIG_FILE, check_run, models_of
 from tomoline.stages.memory import Available
 from tomoline.stages.tile import window_bytes
 from tomoline_slurm import driver, install
 
 # Targets that need neither tomograms nor models: they make them.
-BRANCHES = {"simulate", "simulate_subtomograms", "simulate_demo", "train"}
-BRANCH_SETTINGS = {"datasets", "simulate", "train", "envmodules"}
+BRANCHES = {
+    "simulate",
+    "simulate_subtomograms",
+    "simulate_demo",
+    "train",
+    "benchmark",
+    "experiments",
+}
+BRANCH_SETTINGS = {"datasets", "simulate", "train", "benchmark", "envmodules"}
 
 
 def refused(function, *arguments, **options):

@@ -82,7 +82,7 @@ def _best(
     """Refined places and responses of those that no better one silences, best first."""
     # Ties in (z, y, x) order, so that equal input gives equal picks.
     order = np.argsort(-found.values, kind="stable")
-    chosen = order[_thinned(found.voxels[order], distance_vox, number)]
+    chosen = order[thinned(found.voxels[order], distance_vox, number)]
     return found.refined[chosen], found.values[chosen]
 
 
@@ -169,7 +169,7 @@ def _blurred(
         yield width, blur
 
 
-def _thinned(zyx: NDArray[np.float64], distance_vox: float, number: int | None) -> list[int]:
+def thinned(zyx: NDArray[np.float64], distance_vox: float, number: int | None) -> list[int]:
     """Indices kept when each centre, best first, silences those nearer than the distance."""
     if not len(zyx):
         return []

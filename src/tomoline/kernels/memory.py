@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from tomoline.kernels.triton_plan import plan_of_parameters
 from tomoline.networks.cards import ModelCard
@@ -37,6 +38,8 @@ def bytes_per_voxel(
         Passes whose mean is taken.
     """
     parameters = card.parameters
+    if card.network == "unet":
+        return _unet_bytes(parameters, len(card.classes), itemsize)
     channels = int(parameters.get("in_channels", 1))
     depth, width = int(parameters.get("depth", 49)), int(parameters.get("width", 2))
     maps, classes = channels + depth * width, len(card.classes)
@@ -53,3 +56,9 @@ def bytes_per_voxel(
         # The input in both types, the result; with flips both turned, and a sum.
         return itemsize * max(MARGINS, margins) * maps + 7.0 + (18.0 if flips > 1 else 0.0)
     return itemsize * 2.5 * maps + 16.0 * classes
+
+
+def _unet_bytes(parameters: Mapping[str, Any], classes: int, itemsize: int) -> float:
+    """Of a U-Net on its plain layers: the highest level going up, and a half for work space."""
+    first, second, *_ = parameters.get("filters", (32, 48, 64))
+    return itemsize * 1.5 * (2 * int(first) + 3 * int(second)) + 16.0 * classes

@@ -9,7 +9,10 @@ from torch import nn
 
 from tomoline.errors import InputError
 
-NETWORKS = {"msdnet": "tomoline.networks.msdnet:MSDNet"}
+NETWORKS = {
+    "msdnet": "tomoline.networks.msdnet:MSDNet",
+    "unet": "tomoline.networks.unet:UNet",
+}
 
 
 def build(network: str, parameters: dict[str, Any], *, source: str = "card") -> nn.Module:

@@ -99,6 +99,16 @@ def find_clusters(
     return _measure(voxels, modes.centres)
 
 
+def connected_clusters(mask: NDArray[Any], probability: NDArray[Any]) -> Clusters:
+    """The connected components as they are, for comparison with the mean-shift.
+
+    Parameters as of `find_clusters`.
+    """
+    solid = np.ascontiguousarray(np.asarray(mask) > 0)
+    voxels = gather_foreground(solid, probability)
+    return _measured(voxels, voxels.component)
+
+
 def gather_foreground(mask: NDArray[np.bool_], probability: NDArray[Any]) -> Foreground:
     """List the marked voxels; the probability volume is read a slab at a time."""
     labels = components(mask)
@@ -362,6 +372,11 @@ def _measure(voxels: Foreground, centres: Floats) -> Clusters:
     for start in range(0, len(owner), _BATCH_VOXELS):
         part = slice(start, start + _BATCH_VOXELS)
         owner[part] = tree.query(voxels.position[part])[1]
+    return _measured(voxels, owner)
+
+
+def _measured(voxels: Foreground, owner: NDArray[np.int64]) -> Clusters:
+    """Describe clusters of the voxels that have one owner each."""
     # A centre that is nearest to no voxel (in the hollow of a shell that others fill) goes.
     used, owner = np.unique(owner, return_inverse=True)
     n = len(used)

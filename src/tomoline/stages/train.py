@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tomoline.contracts import BACKGROUND
 from tomoline.errors import InputError
@@ -21,7 +21,7 @@ from tomoline.infer import Runner, choose_device, choose_precision
 from tomoline.io.atomic import atomic_path, write_text
 from tomoline.kernels.choose import speed_up
 from tomoline.log import get_logger
-from tomoline.networks.msdnet import MSDNet
+from tomoline.networks.registry import build
 from tomoline.networks.weights import WEIGHTS, ModelCard, save_model
 from tomoline.report.curves import draw_curves
 from tomoline.settings import ClassifySettings, SegmentSettings, TrainSettings
@@ -129,15 +129,22 @@ def _source(settings: TrainSettings, densities: list[Density], folder: Path) -> 
     )  # fmt: skip
 
 
-def _network(settings: TrainSettings, structures: int) -> MSDNet:
+def _parameters(settings: TrainSettings, classes: int) -> dict[str, Any]:
+    """What the kind of network takes, as its card keeps it."""
+    if settings.network == "unet":
+        return {"classes": classes, "filters": list(settings.filters)}
+    return {"classes": classes, **settings.shape.model_dump()}
+
+
+def _network(settings: TrainSettings, structures: int) -> nn.Module:
     outputs = {"localizer": 2, "classifier": structures + 1, "joint": structures + 3}
-    network = MSDNet(classes=outputs[settings.task], **settings.shape.model_dump())
+    network = build(settings.network, _parameters(settings, outputs[settings.task]))
     if settings.init_from:
         _take_over(network, Path(settings.init_from))
     return network
 
 
-def _take_over(network: MSDNet, folder: Path) -> None:
+def _take_over(network: nn.Module, folder: Path) -> None:
     """Start from another model or training: every tensor of the same name and shape."""
     path, last = folder / WEIGHTS, folder / "checkpoint.pt"
     if not path.is_file() and not last.is_file():
@@ -176,6 +183,8 @@ def _write_models(
     for part in parts if settings.task == "joint" else [settings.task]:
         own = split_joint(state, part) if settings.task == "joint" else state  # type: ignore[arg-type]
         card = make_card(part, settings, classes, best)  # type: ignore[arg-type]
+        seen = card.training | {"voxels_seen": trainer.voxels_seen}
+        card = card.model_copy(update={"training": seen})
         if part == "localizer":
             card = _with_threshold(card, own, held_out)
             runner = _runner(card, own, settings, flips=SegmentSettings().test_time_flips)
@@ -204,7 +213,7 @@ def _runner(
 ) -> Runner:
     device = choose_device(settings.device)
     precision = choose_precision("auto", device)
-    network = MSDNet(**card.parameters)
+    network = build(card.network, card.parameters)
     network.load_state_dict(dict(state))
     network = network.to(device).eval()
     return Runner(card, network, device, precision, speed_up(network, device, precision), flips)
@@ -213,7 +222,7 @@ def _runner(
 def _with_threshold(
     card: ModelCard, state: Mapping[str, Tensor], held_out: Sequence[TrainingVolume]
 ) -> ModelCard:
-    network = MSDNet(**card.parameters)
+    network: Any = build(card.network, card.parameters)
     network.load_state_dict(dict(state))
     chosen = calibrate(card, network, held_out)
     return card.model_copy(
@@ -231,8 +240,8 @@ def make_card(
 ) -> ModelCard:
     """Card of a model of this training; hash and parameter count follow when it is saved."""
     names = [BACKGROUND, *(classes if part == "classifier" else ("particle",))]
-    parameters = {"classes": len(names), **settings.shape.model_dump()}
-    network = MSDNet(**parameters)
+    parameters = _parameters(settings, len(names))
+    network = build(settings.network, parameters)
     own: dict[str, Any] = (
         {"threshold": 0.5, "bandwidth_vox": BANDWIDTH_VOX}
         if part == "localizer"
@@ -245,7 +254,7 @@ def make_card(
         network=settings.network, parameters=parameters, role=part, classes=names,
         voxel_size_angstrom=VOXEL_SIZE_ANGSTROM,
         voxel_size_range_angstrom=VOXEL_SIZE_RANGE_ANGSTROM,
-        receptive_field_vox=network.receptive_field_vox,
+        receptive_field_vox=int(getattr(network, "receptive_field_vox", 1)),
         n_parameters=sum(p.numel() for p in network.parameters()),
         training=settings.model_dump(mode="json") | {"best_epoch": int(best["epoch"])},
         metrics={"validation": figures}, **own,
@@ -253,8 +262,8 @@ def make_card(
 
 
 _DESCRIPTIONS: dict[str, str] = {
-    "localizer": "MSDNet that marks the core of every particle, whatever its class. Trained on "
+    "localizer": "A network that marks the core of every particle, whatever its class. Trained on "
     "simulated tomograms of cytosolic complexes at 10 A a voxel.",
-    "classifier": "MSDNet that names the structure of every voxel of a subtomogram. Trained on "
+    "classifier": "A network that names the structure of every voxel of a subtomogram. Trained on "
     "simulated tomograms of the twelve SHREC structures at 10 A a voxel.",
 }

@@ -56,6 +56,7 @@ class Trainer:
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
         self.next_epoch, self.steps = 0, 0
         self.best, self.best_epoch = math.inf, -1
+        self.voxels_seen, self.processor_s = 0, 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> None:
@@ -63,10 +64,11 @@ class Trainer:
         self.resume()
         started, first = time.monotonic(), self.next_epoch
         last = self.options.stop_epochs or self.options.max_epochs
-        while self.next_epoch < last and not self._stale():
-            epoch = self.next_epoch
+        while self.next_epoch < last and not (self._stale() or self._spent()):
+            epoch, begun = self.next_epoch, time.process_time()
             row: dict[str, Any] = {"epoch": epoch, **self._train_epoch(epoch)}
-            if self._is_validation_epoch(epoch):
+            self.processor_s += time.process_time() - begun
+            if self._is_validation_epoch(epoch) or self._spent():
                 row.update({f"val_{k}": v for k, v in self._validate().items()})
                 if row["val_loss"] < self.best:
                     self.best, self.best_epoch = row["val_loss"], epoch
@@ -104,6 +106,8 @@ class Trainer:
         self.average = state["average"]
         self.next_epoch, self.steps = state["next_epoch"], state["steps"]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.voxels_seen = state.get("voxels_seen", 0)  # a checkpoint of an earlier release
+        self.processor_s = state.get("processor_s", 0.0)
         self._trim_curves()
         log.info("going on after epoch %d", self.next_epoch)
 
@@ -128,6 +132,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
             self.optimiser.step()
             self.steps += 1
+            self.voxels_seen += batch["volume"].numel()
             self._update_average()
             total, count = total + float(loss.detach()), count + 1
         return {"loss": total / max(count, 1), "learning_rate": rate}
@@ -157,6 +162,11 @@ class Trainer:
             self.next_epoch - 1 - self.best_epoch >= self.options.patience
         )
 
+    def _spent(self) -> bool:
+        """Whether the budget of processor time is used up, by any of the processes."""
+        hours = self.options.stop_processor_hours
+        return bool(hours) and distributed.same_everywhere(self.processor_s) >= 3600 * hours
+
     def _save(self, name: str) -> None:
         if not distributed.is_first():
             return
@@ -164,6 +174,7 @@ class Trainer:
             "network": self.network.state_dict(), "optimiser": self.optimiser.state_dict(),
             "average": self.average, "next_epoch": self.next_epoch, "steps": self.steps,
             "best": self.best, "best_epoch": self.best_epoch,
+            "voxels_seen": self.voxels_seen, "processor_s": self.processor_s,
         }  # fmt: skip
         with atomic_path(self.folder / name) as partial:
             torch.save(state, partial)

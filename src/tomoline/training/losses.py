@@ -1,4 +1,4 @@
-"""Weighted focal loss (VP-Detector, eq. 6)."""
+"""Weighted focal loss (VP-Detector, eq. 6), and the Tversky loss that U-Nets are trained with."""
 
 from __future__ import annotations
 
@@ -29,6 +29,30 @@ def weighted_focal_loss(
     if alpha is not None:
         loss = loss * alpha.to(loss.device)[target.long()]
     return loss.mean()
+
+
+def tversky_loss(
+    logits: Tensor, target: Tensor, *, false_positives: float = 0.5, false_negatives: float = 0.5
+) -> Tensor:
+    """`1 - mean_c TP_c / (TP_c + a FP_c + b FN_c)`, with soft counts over the batch.
+
+    Salehi et al. (2017, eq. 3), summed over all classes, the background among them, as DeepFinder
+    does (its sum of C classes is C times this); with a = b = 0.5 it is the soft Dice overlap. A
+    class that is neither there nor predicted counts as nearly right, so that it gives no gradient.
+
+    Parameters
+    ----------
+    logits:
+        `(B, C, ...)`; computed in float32.
+    target:
+        `(B, ...)` class of each voxel.
+    """
+    p = F.softmax(logits.float(), 1).transpose(0, 1).flatten(1)
+    wanted = F.one_hot(target.long(), p.shape[0]).movedim(-1, 0).flatten(1).to(p.dtype)
+    hit = (p * wanted).sum(1)
+    false_positive, false_negative = p.sum(1) - hit, wanted.sum(1) - hit
+    below = hit + false_positives * false_positive + false_negatives * false_negative
+    return 1 - ((hit + 1) / (below + 1)).mean()
 
 
 def radius_weights(radii: list[float], background: float, power: float = 1.0) -> Tensor:

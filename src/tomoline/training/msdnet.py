@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tomoline.training.augment import random_crop, random_flip, random_intensity
 from tomoline.training.data import TrainingVolume
-from tomoline.training.losses import radius_weights, weighted_focal_loss
+from tomoline.training.losses import radius_weights, tversky_loss, weighted_focal_loss
 
 Task = Literal["localizer", "classifier", "joint"]
 
@@ -42,6 +42,7 @@ class MSDNetRecipeOptions:
     volumes_per_epoch: int = 4  # new ones
     pool_volumes: int = 0  # with those of earlier epochs; 0: only the new ones
     validation_volumes: int = 2
+    loss: Literal["focal", "tversky"] = "focal"
     gamma: float = 2.0
     core_alpha: float = 4.0  # weight of the localizer's particle class
     background_alpha: float = 0.3  # weight of the classifier's background
@@ -95,20 +96,23 @@ class MSDNetRecipe:
         )  # fmt: skip
 
     def loss(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Weighted focal loss of the task's outputs."""
+        """Weighted focal loss, or Tversky's, of the task's outputs."""
         o = self.options
         logits = self._logits(network, batch["volume"])
         core, classes = batch["core"].to(o.device), batch["classes"].to(o.device)
         loss = torch.zeros((), device=o.device)
         if o.task != "classifier":
             found = logits[:, :2]
-            loss = loss + o.core_loss_weight * weighted_focal_loss(
-                found, core, self.core_alpha, o.gamma
-            )
+            loss = loss + o.core_loss_weight * self._of(found, core, self.core_alpha)
         if o.task != "localizer":
             named = logits[:, 2:] if o.task == "joint" else logits
-            loss = loss + weighted_focal_loss(named, classes, self.alpha, o.gamma)
+            loss = loss + self._of(named, classes, self.alpha)
         return loss
+
+    def _of(self, logits: Tensor, target: Tensor, alpha: Tensor) -> Tensor:
+        if self.options.loss == "tversky":
+            return tversky_loss(logits, target)
+        return weighted_focal_loss(logits, target, alpha, self.options.gamma)
 
     def _logits(self, network: nn.Module, volume: Tensor) -> Tensor:
         dtype = getattr(torch, self.options.precision)

@@ -16,6 +16,7 @@ class TrainOptions:
     step_epochs: int = 80  # paper: divided by 10 after every 80 epochs
     max_epochs: int = 500
     stop_epochs: int = 0  # end here, on the schedule for max_epochs; 0: at its end
+    stop_processor_hours: float = 0.0  # end after the epoch that fills it; 0: no limit
     warmup_epochs: float = 0.0
     patience: int = 100  # epochs without a better validation loss before stopping
     validate_every: int = 1

@@ -1,0 +1,149 @@
+"""This workflow's own line as one of a benchmark's methods: the stages that a user runs.
+
+The response is the localizer's merged probability; clusters with the tuned settings then go
+through extraction, classifier and vote as in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from tomoline.contracts import VolumeTransform
+from tomoline.io.atomic import atomic_stream
+from tomoline.io.mrc import open_volume
+from tomoline.io.tables import ACCEPTED, REJECTED, candidate_table, read_particles, write_candidates
+from tomoline.networks.cards import CARD
+from tomoline.ops.clusters import Clusters, connected_clusters, find_clusters, rejection_reasons
+from tomoline.peers.base import SIZES_VOX, Case, Found, Scene, Tuned, best_of, combinations
+from tomoline.settings import (
+    ClassifySettings,
+    ExtractSettings,
+    MergeSettings,
+    SegmentSettings,
+    TilingSettings,
+    VoteSettings,
+)
+from tomoline.stages import classify, extract, merge, segment, tile, vote
+
+# As `train` tries them for a model's card.
+THRESHOLDS = tuple(round(0.3 + 0.05 * k, 3) for k in range(14))  # 0.3 to 0.95
+BANDWIDTHS_VOX = (2.5, 3.0, 3.5, 4.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnLine:
+    """Localizer and classifier (folders of models); `components`: centres without mean-shift."""
+
+    localizer: Path
+    classifier: Path
+    components: bool = False
+
+    def respond(self, scene: Scene, response: Path) -> None:
+        """Write `particle (Z, Y, X)` uint8, the localizer's probability in 1/255."""
+        torch.set_num_threads(scene.threads)
+        scene.work.mkdir(parents=True, exist_ok=True)
+        plan, shard = str(scene.work / "plan.json"), str(scene.work / "shard.h5")
+        probability, mask = str(scene.work / "probability.mrc"), str(scene.work / "mask.mrc")
+        given: dict[str, Any] = {
+            "volume": str(scene.volume), "transform": str(scene.transform), "plan": plan,
+            "card": str(self.localizer / CARD), "shards": [shard],
+        }  # fmt: skip
+        tile.run(given, {"plan": plan}, settings=TilingSettings())
+        segment.run(given, {"probability": shard}, settings=SegmentSettings())
+        merge.run(given, {"probability": probability, "mask": mask}, settings=MergeSettings())
+        with atomic_stream(response) as stream, h5py.File(stream, "w") as file:
+            values = np.rint(np.asarray(open_volume(probability)) * 255).astype(np.uint8)
+            file.create_dataset("particle", data=values, track_times=False)
+        for path in (shard, probability, mask):
+            Path(path).unlink()
+
+    def tune(self, cases: Sequence[Case]) -> dict[str, Any]:
+        """Threshold, bandwidth and least size; classes play no part in where particles are."""
+        bandwidths = BANDWIDTHS_VOX[:1] if self.components else BANDWIDTHS_VOX
+        tried = combinations(threshold=THRESHOLDS, bandwidth_vox=bandwidths, min_size_vox=SIZES_VOX)
+
+        def picks(k: int, settings: Tuned) -> Found:
+            found = self._clusters(cases[k].response, settings)
+            large = found.size_vox >= settings["min_size_vox"]
+            return Found(zyx_vox=found.centres[large], score=found.score[large])
+
+        return best_of(cases, tried, picks)
+
+    def picks(self, scene: Scene, response: Path, tuned: Tuned) -> Found:
+        """Particles that the vote accepts, with its classes."""
+        torch.set_num_threads(scene.threads)
+        scene.work.mkdir(parents=True, exist_ok=True)
+        found = self._clusters(response, tuned)
+        given: dict[str, Any] = {
+            "volume": str(scene.volume), "transform": str(scene.transform),
+            "card": str(self.classifier / CARD), "localizer": str(self.localizer / CARD),
+        }  # fmt: skip
+        files = {
+            "candidates": "candidates.csv", "subtomograms": "subtomograms.h5",
+            "classes": "classes.h5", "particles": "particles.csv", "segmentation": "labels.mrc.gz",
+        }  # fmt: skip
+        given |= {name: str(scene.work / file) for name, file in files.items()}
+        shape = open_volume(scene.volume).shape
+        reasons = rejection_reasons(
+            found, shape, min_size_vox=int(tuned["min_size_vox"]), max_size_vox=None,
+            min_score=0.0, border_vox=0,
+        )  # fmt: skip
+        write_candidates(given["candidates"], _table(found, reasons))
+        extract.run(given, given, settings=ExtractSettings())
+        classify.run(given, given, settings=ClassifySettings())
+        vote.run(given, given, settings=VoteSettings(), tomogram="benchmark",
+                 dataset={"name": "benchmark", "sheet": "none"})  # fmt: skip
+        table = read_particles(given["particles"])
+        table = table[table["status"] == ACCEPTED]
+        zyx = VolumeTransform.load(scene.transform).to_prepared(
+            table[["z_vox", "y_vox", "x_vox"]].to_numpy(float)
+        )
+        return Found(zyx_vox=zyx, score=table["score"].to_numpy(float),
+                     classes=[str(name) for name in table["class"]])  # fmt: skip
+
+    def _clusters(self, response: Path, settings: Tuned) -> Clusters:
+        return _clusters(
+            response, float(settings["threshold"]),
+            None if self.components else float(settings["bandwidth_vox"]),
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _clusters(response: Path, threshold: float, bandwidth_vox: float | None) -> Clusters:
+    """By mean-shift, or with no bandwidth the connected components as they are."""
+    probability = _probability(response)
+    mask = probability >= threshold
+    if bandwidth_vox is None:
+        return connected_clusters(mask, probability)
+    return find_clusters(mask, probability, bandwidth_vox=bandwidth_vox)
+
+
+@lru_cache(maxsize=4)
+def _probability(response: Path) -> Any:
+    with h5py.File(response, "r") as file:
+        return file["particle"][...] / np.float32(255)
+
+
+def _table(found: Clusters, reasons: list[str]) -> Any:
+    z, y, x = found.centres.T
+    return candidate_table(
+        {
+            "candidate_id": np.arange(1, len(reasons) + 1),
+            "z_prepared_vox": z,
+            "y_prepared_vox": y,
+            "x_prepared_vox": x,
+            "status": [REJECTED if reason else ACCEPTED for reason in reasons],
+            "reason": reasons,
+            "score": found.score,
+            "mean_probability": found.mean_probability,
+            "size_vox": found.size_vox,
+        }
+    )

@@ -1,0 +1,42 @@
+"""One table of all experiments, from the tables of their benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tomoline.io.atomic import write_text
+from tomoline.settings import ExperimentSettings
+from tomoline.stages.benchmark_files import FOLDER
+from tomoline.stages.benchmark_table import LEGEND, markdown
+
+SETTINGS = None
+
+
+def run(
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    *,
+    experiments: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Join the tables of `experiments` (settings by benchmark) to `table` (CSV) and `page`."""
+    lines, tables = ["# Experiments", "", LEGEND], []
+    for name, raw in experiments.items():
+        settings = ExperimentSettings.model_validate(raw)
+        table = pd.read_csv(Path(FOLDER) / name / "table.csv", keep_default_na=False,
+                            na_values={c: [""] for c in ("F1",)})  # fmt: skip
+        table = table.replace("", pd.NA)
+        table["reason"] = table["reason"].fillna("")
+        table.insert(0, "experiment", settings.question)
+        tables.append(table)
+        paper = (
+            [f"In the paper (not the same data): {settings.paper}", ""] if settings.paper else []
+        )
+        lines += [f"## {settings.question}", "", *paper]
+        lines += [*markdown(table, first=("tomogram", "method")), ""]
+    joined = pd.concat(tables, ignore_index=True)
+    write_text(outputs["table"], joined.to_csv(index=False, lineterminator="\n"))
+    write_text(outputs["page"], "\n".join(lines))

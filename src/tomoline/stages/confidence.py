@@ -269,8 +269,8 @@ def simulated(card: ModelCard, densities: Path, *, count: int, seed: int) -> Ite
             found=str(seed), remedy="leave --seed out",
         )  # fmt: skip
     classes = tuple(training.get("classes") or SHREC_CLASSES)
-    given: dict[str, Any] = {key: tuple(training[key]) for key in ("snr_range", "voxels_per_particle")
-             if training.get(key)}  # fmt: skip
+    ranges = ("snr_range", "voxels_per_particle")
+    given: dict[str, Any] = {key: tuple(training[key]) for key in ranges if training.get(key)}
     given |= {"distractors": training["distractors"]} if "distractors" in training else {}
     source = SimulatedSource(densities, classes, shape_zyx=SHAPE_ZYX, seed=0, **given)
     for number in range(seed, seed + count):

@@ -103,6 +103,18 @@ class Runner:
             p = self.averaged(x)
             return torch.cat([p.argmax(1, keepdim=True).to(torch.uint8), as_bytes(p)], 1)
 
+    def views(self, x: Tensor) -> Tensor:
+        """What a network that names whole subtomograms makes of each flip of `(B, 1, Z, Y, X)`.
+
+        Class probabilities `(B, flips, C)`, float32.
+        """
+        with torch.inference_mode():
+            named = [
+                self._once((x.flip(axes) if axes else x).to(self.dtype))
+                for axes in FLIP_AXES[: self.flips]
+            ]
+            return torch.stack(named, 1)
+
 
 def as_bytes(p: Tensor) -> Tensor:
     """Probabilities as 0 to 255; the given ones are used up."""
@@ -282,22 +294,24 @@ def _voxels(box: Box) -> int:
     return math.prod(part.stop - part.start for part in box)
 
 
-def batched(runner: Runner, boxes: NDArray[Any], *, batch_size: int) -> Iterator[NDArray[np.uint8]]:
+def batched(runner: Runner, boxes: NDArray[Any], *, batch_size: int) -> Iterator[NDArray[Any]]:
     """`Runner.class_bytes` `(1 + C, z, y, x)` of each of `boxes (N, z, y, x)`, in order.
 
-    Boxes may be any array that is cut by slices, such as HDF5 data. Batches are halved where memory
-    does not suffice.
+    Of a network that names whole subtomograms it is `Runner.views` `(flips, C)`. Boxes may be any
+    array that is cut by slices, such as HDF5 data. Batches are halved where memory does not
+    suffice.
 
     Raises
     ------
     DeviceError
         When even a single box does not fit.
     """
+    compute = runner.views if runner.card.names_whole else runner.class_bytes
     size, done = batch_size, 0
     while done < len(boxes):
         sources = [_part(boxes, k, size) for k in range(done, len(boxes), size)]
         try:
-            for batch in stream_arrays(runner.class_bytes, sources, device=runner.device):
+            for batch in stream_arrays(compute, sources, device=runner.device):
                 for result in batch:
                     yield result
                     done += 1
@@ -318,9 +332,10 @@ def _part(boxes: NDArray[Any], start: int, size: int) -> Callable[[], NDArray[np
     return lambda: np.asarray(boxes[start : start + size], np.float32)[:, None]
 
 
-def default_batch(device: torch.device, requested: int) -> int:
-    """Subtomograms a pass: what was asked, else 4 on a processor and 64 on a GPU."""
-    return requested or (64 if device.type == "cuda" else 4)
+def default_batch(runner: Runner, requested: int) -> int:
+    """Subtomograms a pass: what was asked, else 64, or 4 where voxels are named on a processor."""
+    many = runner.device.type == "cuda" or runner.card.names_whole
+    return requested or (64 if many else 4)
 
 
 class Progress:

@@ -193,6 +193,13 @@ class VoteSettings(Section):
     min_vote_share: float = Field(
         0.0, ge=0, le=1, description="Particles with a smaller share of votes become rejects."
     )
+    max_background: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Candidates that a classifier of whole subtomograms takes for background with "
+        "a larger probability become rejects; 1: none.",
+    )
 
 
 class ExportSettings(Section):
@@ -430,15 +437,53 @@ class NetworkShape(Section):
     )
 
 
+class DSMNetShape(Section):
+    """Size of DSM-Net's backbone and classification subnet."""
+
+    maps: tuple[int, int, int] = Field((32, 64, 128), description="Maps at each level.")
+    features: int = Field(1024, ge=1, description="Size of the layer before the last.")
+    dropout: float = Field(0.7, ge=0, lt=1, description="Share of them that training leaves out.")
+    stem: Literal["pooled", "strided"] = Field(
+        "pooled",
+        description="First halving of the edge: convolution and max-pooling as in the paper, or "
+        "one 5x5x5 convolution of stride 2, twice as fast on processors.",
+    )
+
+
+class CandidateSettings(Section):
+    """Subtomograms that a classifier of whole subtomograms learns from."""
+
+    off_centre_vox: float = Field(
+        1.3, ge=0, le=10, description="How far they are from their particle: SD a direction."
+    )
+    hit_vox: float = Field(
+        4.5, gt=0, description="Farther from every particle is background, to be sifted out."
+    )
+    background_share: float = Field(
+        0.35, ge=0, le=10, description="Number of background boxes, relative to particles."
+    )
+    views_per_particle: int = Field(
+        2, ge=1, description="Boxes at each particle, flipped and changed in grey each time."
+    )
+    chunk_volumes: int = Field(
+        12, ge=1, le=100, description="Tomograms whose boxes are shuffled among each other."
+    )
+    label_smoothing: float = Field(0.02, ge=0, lt=1, description="Of the loss's true labels.")
+    workers: int = Field(1, ge=0, le=64, description="Processes that make tomograms meanwhile.")
+
+
 class TrainSettings(Section):
     """Training of a network; the models land in results/models."""
 
     name: str = Field("msdnet", pattern=SAFE_NAME, description="Name of the models made.")
-    network: Literal["msdnet", "unet"] = Field(
+    network: Literal["msdnet", "dsmnet", "unet"] = Field(
         "msdnet",
-        description="Kind of network; unet is DeepFinder's, for comparison in the benchmarks.",
+        description="Kind of network; msdnet names voxels, dsmnet whole subtomograms; unet is "
+        "DeepFinder's, for comparison in the benchmarks.",
     )
     shape: NetworkShape = NetworkShape()
+    dsmnet: DSMNetShape = DSMNetShape()
+    candidates: CandidateSettings = CandidateSettings()
     filters: tuple[int, int, int] = Field(
         (32, 48, 64), description="unet: maps at each level; (32, 48, 64) is DeepFinder's size."
     )
@@ -530,6 +575,12 @@ class TrainSettings(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
     seed: int = Field(1, ge=0, description="The same seed gives the same training.")
+
+    @model_validator(mode="after")
+    def _task_of_network(self) -> TrainSettings:
+        if self.network == "dsmnet" and self.task != "classifier":
+            raise PydanticCustomError("task", "task: classifier, as dsmnet learns nothing else")
+        return self
 
 
 class BenchmarkTomogram(Section):

@@ -3,7 +3,9 @@
 subtomograms.h5: `subtomograms` (N, b, b, b) float32, `candidate_id` (N,), `centre_zyx` (N, 3)
 sub-voxel in the box; attributes `voxel_size_angstrom`, `box_vox`.
 classes.h5: `labels` (N, b, b, b) uint8, `probabilities` (N, C, b, b, b) uint8 = round(255 p),
-`candidate_id`, `centre_zyx`; attribute `classes`, whose index is the label (0 background).
+`candidate_id`, `centre_zyx`; attribute `classes`, whose index is the label (0 background). From a
+network that names whole subtomograms: `views` (N, V, C) float32, the class probabilities of each
+of V views of a subtomogram, in place of the first two, and the attribute `box_vox`.
 Simulated ones (`write_simulated`) are as subtomograms.h5, `candidate_id` running through the file,
 and have `label` (N,), `mask` (N, b, b, b) uint8, `clean` (N, b, b, b) float32, `tomogram` (N,),
 `particle_id` (N,) in that tomogram's table and `split` (N,), the place in the attribute `splits`;
@@ -34,6 +36,7 @@ _SIMULATED = (
     ("mask", np.uint8, "mask"),
 )  # fmt: skip
 _PACKED = ("clean", "mask")  # without noise
+VIEW_AXES = 3
 _COLUMNS = ("label", "particle_id", "tomogram", "split")
 
 
@@ -60,6 +63,20 @@ class LabelledBoxes:
     candidate_id: NDArray[np.int64]
     centre_zyx: NDArray[np.float64]
     classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.candidate_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedBoxes:
+    """What a network made of whole subtomograms: class probabilities of each view, and the box."""
+
+    views: NDArray[np.float32]  # (N, V, C)
+    candidate_id: NDArray[np.int64]
+    centre_zyx: NDArray[np.float64]
+    classes: list[str]
+    box_vox: int
 
     def __len__(self) -> int:
         return len(self.candidate_id)
@@ -127,6 +144,28 @@ def write_classes(
         for k, (label, probability) in _counted(results, count):
             labels[k], stored[k] = label, probability
             stream.check()
+
+
+def write_views(
+    path: str | os.PathLike[str],
+    results: Iterable[NDArray[np.float32]],
+    *,
+    candidate_id: NDArray[Any],
+    centre_zyx: NDArray[Any],
+    box_vox: int,
+    views: int,
+    classes: Sequence[str],
+) -> None:
+    """Write the class probabilities `(V, C)` of each subtomogram's views, atomically."""
+    count = len(candidate_id)
+    with atomic_stream(path) as stream, h5py.File(stream, "w") as file:
+        file.attrs["classes"] = list(classes)
+        file.attrs["box_vox"] = int(box_vox)
+        _write_places(file, candidate_id, centre_zyx)
+        stored = np.zeros((count, views, len(classes)), np.float32)
+        for k, result in _counted(results, count):
+            stored[k] = result
+        file.create_dataset("views", data=stored, track_times=False)
 
 
 def write_simulated(
@@ -225,9 +264,15 @@ def open_subtomograms(path: str | os.PathLike[str]) -> Iterator[Subtomograms]:
 
 
 @contextmanager
-def open_classes(path: str | os.PathLike[str]) -> Iterator[LabelledBoxes]:
-    """Open what the classify stage or `write_classes` wrote; InputError if it is something else."""
-    with _opened(path, ("labels", "probabilities")) as file:
+def open_classes(path: str | os.PathLike[str]) -> Iterator[LabelledBoxes | NamedBoxes]:
+    """Open what the classify stage wrote; InputError if it is something else."""
+    with _opened(path, ()) as file:
+        if "views" in file:
+            yield _named_boxes(path, file)
+            return
+        missing = [name for name in ("labels", "probabilities") if name not in file]
+        if missing:
+            raise _fault(path, "labels and probabilities, or views", f"no {', '.join(missing)}")
         labels, probabilities = file["labels"], file["probabilities"]
         classes = [str(name) for name in file.attrs.get("classes", [])]
         wanted = (labels.shape[0], len(classes), *labels.shape[1:])
@@ -242,6 +287,22 @@ def open_classes(path: str | os.PathLike[str]) -> Iterator[LabelledBoxes]:
             labels=labels, probabilities=probabilities, candidate_id=ids, centre_zyx=centres,
             classes=classes,
         )  # fmt: skip
+
+
+def _named_boxes(path: str | os.PathLike[str], file: Any) -> NamedBoxes:
+    views = np.asarray(file["views"][()], np.float32)
+    classes = [str(name) for name in file.attrs.get("classes", [])]
+    right = views.ndim == VIEW_AXES and views.shape[2] == len(classes) and "box_vox" in file.attrs
+    if not right or len(classes) < 2 or classes[0] != BACKGROUND:
+        raise _fault(
+            path, f"views of (particles, views, classes), the attribute box_vox and classes, "
+            f"beginning with {BACKGROUND}", f"classes {classes}, views {views.shape}",
+        )  # fmt: skip
+    ids, centres = _read_places(path, file, len(views))
+    return NamedBoxes(
+        views=views, candidate_id=ids, centre_zyx=centres, classes=classes,
+        box_vox=int(file.attrs["box_vox"]),
+    )  # fmt: skip
 
 
 def _create(

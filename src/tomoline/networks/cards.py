@@ -19,6 +19,8 @@ from tomoline.errors import InputError
 from tomoline.io.atomic import write_text
 
 CARD, WEIGHTS = "card.yaml", "weights.safetensors"
+# Networks that name a subtomogram as a whole; the others name each of its voxels.
+NAME_WHOLE = frozenset({"dsmnet"})
 
 
 class Range(BaseModel):
@@ -96,6 +98,11 @@ class ModelCard(BaseModel):
                 raise ValueError(f"a {self.role} needs {key}")
         self._check_curve()
         return self
+
+    @property
+    def names_whole(self) -> bool:
+        """Whether it names a subtomogram as a whole, and not each of its voxels."""
+        return self.network in NAME_WHOLE
 
     def _check_curve(self) -> None:
         points = self.precision_curve or []

@@ -10,6 +10,7 @@ from torch import nn
 from tomoline.errors import InputError
 
 NETWORKS = {
+    "dsmnet": "tomoline.networks.dsmnet:DSMNet",
     "msdnet": "tomoline.networks.msdnet:MSDNet",
     "unet": "tomoline.networks.unet:UNet",
 }

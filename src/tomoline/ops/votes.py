@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tomoline.ops.morphology import components
 
 NO_LABELS = "no labelled voxels at the centre"
+BACKGROUND_LIKE = "background to the classifier"
 # The localizer marks a ball of half the particle's radius (at most four voxels), so this many
 # times the cluster's radius reaches just beyond a small particle and stays well inside a large one.
 RADIUS_PER_CLUSTER_RADIUS = 2.5
@@ -36,6 +37,9 @@ class Vote:
     `label` is the index of the class (never 0, the background), `share` its part of the voxels
     that voted, `margin` that part less the runner-up's, `probabilities` the mean softmax of the
     classes 1.. over these voxels, summing to 1. `voters` marks the `voxels` that voted, in the box.
+    Of a subtomogram named as a whole, its views voted; `margin` is then of the two largest
+    probabilities, `voters` marks the place it takes, and `background` is the mean probability that
+    there is no particle at the centre.
     """
 
     label: int
@@ -44,6 +48,7 @@ class Vote:
     probabilities: NDArray[np.float64]
     voxels: int
     voters: NDArray[np.bool_]
+    background: float = 0.0
 
 
 def vote_radius(size_vox: float, *, centre_radius_vox: float) -> float:
@@ -70,9 +75,8 @@ def central_component(
     `(n, 3)`, do not take part. All False if there is none.
     """
     square = _square_distance(labels.shape, centre_zyx)
-    eligible = (np.asarray(labels) > 0) & (square <= radius_vox**2)
-    for other in np.empty((0, 3)) if others_zyx is None else others_zyx:
-        eligible &= square <= _square_distance(labels.shape, other)
+    eligible = np.asarray(labels) > 0
+    eligible &= own_voxels(labels.shape, centre_zyx, radius_vox=radius_vox, others_zyx=others_zyx)
     candidates = np.where(eligible, square, np.inf)
     nearest = np.unravel_index(int(candidates.argmin()), labels.shape)
     # Half a voxel's diagonal: the centre's own voxel counts with a radius of 0 too.
@@ -80,6 +84,51 @@ def central_component(
         return np.zeros(labels.shape, bool)
     parts = components(eligible)
     return np.asarray(parts == parts[nearest])
+
+
+def own_voxels(
+    shape: tuple[int, ...],
+    centre_zyx: NDArray[np.float64],
+    *,
+    radius_vox: float,
+    others_zyx: NDArray[np.float64] | None = None,
+) -> NDArray[np.bool_]:
+    """Voxels `(Z, Y, X)` within `radius_vox` of a centre and not nearer to one of `others_zyx`."""
+    square = _square_distance(shape, centre_zyx)
+    own = square <= radius_vox**2
+    for other in np.empty((0, 3)) if others_zyx is None else others_zyx:
+        own &= square <= _square_distance(shape, other)
+    return np.asarray(own)
+
+
+def vote_of_views(views: NDArray[Any], place: NDArray[np.bool_]) -> Vote:
+    """Vote of the views of one subtomogram that was named as a whole.
+
+    Each view is for the structure it finds most probable. The structure with the largest mean
+    probability is named, as views are few and often equally divided.
+
+    Parameters
+    ----------
+    views:
+        `(V, C)` softmax, channel 0 background.
+    place:
+        `(Z, Y, X)`, the voxels of the box that the particle takes.
+    """
+    mean = np.asarray(views, np.float64).mean(axis=0)
+    structures = mean[1:]
+    for_each = np.bincount(np.asarray(views)[:, 1:].argmax(axis=1), minlength=len(structures))
+    label = int(structures.argmax())
+    others = np.delete(structures, label)
+    total = structures.sum()
+    return Vote(
+        label=label + 1,
+        share=float(for_each[label] / len(views)),
+        margin=float((structures[label] - others.max(initial=0.0)) / total) if total > 0 else 0.0,
+        probabilities=structures / total if total > 0 else np.full(len(structures), np.nan),
+        voxels=int(np.count_nonzero(place)),
+        voters=place,
+        background=float(mean[0]),
+    )
 
 
 def vote(

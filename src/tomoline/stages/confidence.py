@@ -32,7 +32,7 @@ from tomoline.evaluation.matching import match_one_to_one
 from tomoline.infer import Runner, batched, default_batch, make_runner
 from tomoline.io.annotations import read_truth
 from tomoline.io.mrc import open_volume, read_header
-from tomoline.io.subtomograms import LabelledBoxes
+from tomoline.io.subtomograms import LabelledBoxes, NamedBoxes
 from tomoline.log import get_logger
 from tomoline.networks.cards import ModelCard, load_card, write_card
 from tomoline.ops.clusters import find_clusters, rejection_reasons
@@ -141,19 +141,24 @@ def vote_on(runner: Runner, found: Found) -> Voted:
     assert box is not None
     patches = cut_patches(known.volume, centres, box_vox=box, fill=volume_mean(known.volume))
     boxes = np.array([patch.values for patch in patches], np.float32).reshape(-1, box, box, box)
-    batch = default_batch(runner.device, 0)
+    batch = default_batch(runner, 0)
     results = [np.array(result) for result in batched(runner, boxes, batch_size=batch)]
-    labelled = LabelledBoxes(
-        labels=[result[0] for result in results],
-        probabilities=[result[1:] for result in results],
-        candidate_id=np.arange(1, len(centres) + 1),
-        centre_zyx=centres - box_starts(centres, box),
-        classes=list(runner.card.classes),
-    )
+    ids, inside = np.arange(1, len(centres) + 1), centres - box_starts(centres, box)
+    judged: LabelledBoxes | NamedBoxes
+    if runner.card.names_whole:
+        shape = (-1, runner.flips, len(runner.card.classes))
+        judged = NamedBoxes(
+            views=np.array(results, np.float32).reshape(shape), candidate_id=ids,
+            centre_zyx=inside, classes=list(runner.card.classes), box_vox=box,
+        )  # fmt: skip
+    else:
+        judged = LabelledBoxes(
+            labels=[result[0] for result in results],
+            probabilities=[result[1:] for result in results],
+            candidate_id=ids, centre_zyx=inside, classes=list(runner.card.classes),
+        )  # fmt: skip
     columns = dict(zip(CENTRE_COLUMNS, centres.T, strict=True))
-    votes = votes_of(
-        labelled, pd.DataFrame({**columns, "size_vox": found.size_vox}), VoteSettings()
-    )
+    votes = votes_of(judged, pd.DataFrame({**columns, "size_vox": found.size_vox}), VoteSettings())
     rows = [k for k, vote in enumerate(votes) if vote is not None and label[k] >= 0]
     chosen = [vote for k in rows if (vote := votes[k]) is not None]
     return Voted(

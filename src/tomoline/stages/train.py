@@ -21,6 +21,7 @@ from tomoline.infer import Runner, choose_device, choose_precision
 from tomoline.io.atomic import atomic_path, write_text
 from tomoline.kernels.choose import speed_up
 from tomoline.log import get_logger
+from tomoline.networks.cards import NAME_WHOLE
 from tomoline.networks.registry import build
 from tomoline.networks.weights import WEIGHTS, ModelCard, save_model
 from tomoline.report.curves import draw_curves
@@ -38,9 +39,10 @@ from tomoline.stages.confidence import (
 from tomoline.training import distributed
 from tomoline.training.data import SimulatedSource, TrainingVolume
 from tomoline.training.folders import FolderSource
-from tomoline.training.loop import Trainer
+from tomoline.training.loop import Recipe, Trainer
 from tomoline.training.msdnet import MSDNetRecipe, MSDNetRecipeOptions, Source, split_joint
 from tomoline.training.options import TrainOptions
+from tomoline.training.subtomogram import SubtomogramOptions, SubtomogramRecipe
 
 SETTINGS = TrainSettings
 log = get_logger(__name__)
@@ -74,11 +76,10 @@ def run(
     network = _network(settings, len(classes)).to(device)
     kernel = speed_up(network, device, precision, trains=True)
     log.info("training on %s, %s, kernel %s", device, _name(precision), kernel)
-    options = MSDNetRecipeOptions(
-        **_shared(settings, MSDNetRecipeOptions), device=str(device), rank=rank,
-        processes=processes, precision=_name(precision),
-    )  # fmt: skip
-    recipe = MSDNetRecipe(source, [d.effective_radius_vox for d in densities], options)
+    where = {
+        "device": str(device), "rank": rank, "processes": processes, "precision": _name(precision)
+    }  # fmt: skip
+    recipe = _recipe(settings, source, densities, where)
     trainer = Trainer(network, recipe, TrainOptions(**_shared(settings, TrainOptions)), Path(work))
     trainer.run()
     if not distributed.is_first():
@@ -129,10 +130,23 @@ def _source(settings: TrainSettings, densities: list[Density], folder: Path) -> 
     )  # fmt: skip
 
 
+def _recipe(
+    settings: TrainSettings, source: Source, densities: list[Density], where: dict[str, Any]
+) -> Recipe:
+    if settings.network in NAME_WHOLE:
+        own = _shared(settings, SubtomogramOptions) | settings.candidates.model_dump()
+        whole = SubtomogramOptions(**own, **where)
+        return SubtomogramRecipe(source, len(densities) + 1, whole)
+    options = MSDNetRecipeOptions(**_shared(settings, MSDNetRecipeOptions), **where)
+    return MSDNetRecipe(source, [d.effective_radius_vox for d in densities], options)
+
+
 def _parameters(settings: TrainSettings, classes: int) -> dict[str, Any]:
     """What the kind of network takes, as its card keeps it."""
     if settings.network == "unet":
         return {"classes": classes, "filters": list(settings.filters)}
+    if settings.network == "dsmnet":
+        return {"classes": classes, **settings.dsmnet.model_dump(mode="json")}
     return {"classes": classes, **settings.shape.model_dump()}
 
 
@@ -250,7 +264,7 @@ def make_card(
     figures = {k: round(float(v), 5) for k, v in best.items() if k.startswith("val_")}
     return ModelCard(
         name=f"{settings.name}-{part}",
-        description=_DESCRIPTIONS[part],
+        description=_DESCRIPTIONS["whole" if settings.network in NAME_WHOLE else part],
         network=settings.network, parameters=parameters, role=part, classes=names,
         voxel_size_angstrom=VOXEL_SIZE_ANGSTROM,
         voxel_size_range_angstrom=VOXEL_SIZE_RANGE_ANGSTROM,
@@ -264,6 +278,8 @@ def make_card(
 _DESCRIPTIONS: dict[str, str] = {
     "localizer": "A network that marks the core of every particle, whatever its class. Trained on "
     "simulated tomograms of cytosolic complexes at 10 A a voxel.",
+    "whole": "A network that names the structure in a subtomogram, or that it is background. "
+    "Trained on simulated tomograms of the twelve SHREC structures at 10 A a voxel.",
     "classifier": "A network that names the structure of every voxel of a subtomogram. Trained on "
     "simulated tomograms of the twelve SHREC structures at 10 A a voxel.",
 }

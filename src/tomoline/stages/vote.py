@@ -15,7 +15,7 @@ from tomoline.contracts import EXPECTED_PRECISION, VolumeTransform
 from tomoline.errors import InputError
 from tomoline.evaluation.calibration import expected_precision, tempered
 from tomoline.io.mrc import write_compressed_volume
-from tomoline.io.subtomograms import LabelledBoxes, open_classes
+from tomoline.io.subtomograms import LabelledBoxes, NamedBoxes, open_classes
 from tomoline.io.tables import (
     ACCEPTED,
     REJECTED,
@@ -27,7 +27,15 @@ from tomoline.io.tables import (
 from tomoline.log import get_logger
 from tomoline.networks.cards import load_card
 from tomoline.ops.patches import box_starts
-from tomoline.ops.votes import NO_LABELS, Vote, vote, vote_radius
+from tomoline.ops.votes import (
+    BACKGROUND_LIKE,
+    NO_LABELS,
+    Vote,
+    own_voxels,
+    vote,
+    vote_of_views,
+    vote_radius,
+)
 from tomoline.settings import DatasetSettings, VoteSettings, validated
 from tomoline.stages.extract import CENTRE_COLUMNS
 
@@ -69,7 +77,7 @@ def run(
     temperature = load_card(inputs["classifier"]).temperature
     curve = load_card(inputs["localizer"]).precision_curve
     verdicts = [
-        _verdict(reason, votes.get(number), classes, settings.min_vote_share, temperature)
+        _verdict(reason, votes.get(number), classes, settings, temperature)
         for number, reason in zip(candidates["candidate_id"], candidates["reason"], strict=True)
     ]
     columns = _place_columns(candidates, transform, tomogram, _binning(transform, dataset))
@@ -94,12 +102,12 @@ def run(
 
 
 def votes_of(
-    boxes: LabelledBoxes, accepted: pd.DataFrame, settings: VoteSettings
+    boxes: LabelledBoxes | NamedBoxes, accepted: pd.DataFrame, settings: VoteSettings
 ) -> list[Vote | None]:
     """One vote a subtomogram; they are read one at a time."""
     centres = accepted[CENTRE_COLUMNS].to_numpy(np.float64)
     tree = cKDTree(centres) if len(centres) else None
-    found = []
+    found: list[Vote | None] = []
     for k, size in enumerate(accepted["size_vox"]):
         radius = settings.radius_vox or vote_radius(
             size, centre_radius_vox=settings.centre_radius_vox
@@ -107,14 +115,21 @@ def votes_of(
         assert tree is not None  # there is a size, so there are centres
         # Beyond twice the radius no candidate is nearer to any voxel that votes.
         near = [i for i in sorted(tree.query_ball_point(centres[k], 2 * radius)) if i != k]
+        centre = boxes.centre_zyx[k]
+        others = centres[near] - centres[k] + centre
+        if isinstance(boxes, NamedBoxes):
+            shape = (boxes.box_vox,) * 3
+            place = own_voxels(shape, centre, radius_vox=radius, others_zyx=others)
+            found.append(vote_of_views(boxes.views[k], place))
+            continue
         found.append(
             vote(
                 boxes.labels[k],
                 boxes.probabilities[k],
-                boxes.centre_zyx[k],
+                centre,
                 centre_radius_vox=settings.centre_radius_vox,
                 radius_vox=radius,
-                others_zyx=centres[near] - centres[k] + boxes.centre_zyx[k],
+                others_zyx=others,
             )
         )
     return found
@@ -137,7 +152,7 @@ def _verdict(
     reason: str,
     result: Vote | None,
     classes: list[str],
-    min_share: float,
+    settings: VoteSettings,
     temperature: float | None,
 ) -> dict[str, Any]:
     """Columns that the vote decides; what nobody voted on has zeros."""
@@ -149,8 +164,10 @@ def _verdict(
         if temperature is not None:
             p = tempered(p[None], temperature)[0]
         row |= dict(zip(probability_columns(classes), p, strict=True))
-        if result.share < min_share:
-            reason = f"vote share below {min_share:g}"
+        if result.background > settings.max_background:
+            reason = BACKGROUND_LIKE
+        elif result.share < settings.min_vote_share:
+            reason = f"vote share below {settings.min_vote_share:g}"
         else:
             row["class"] = classes[result.label - 1]
     elif not reason:

@@ -140,7 +140,10 @@ class Trainer:
     def _update_average(self) -> None:
         decay = min(self.options.average_decay, (1 + self.steps) / (10 + self.steps))
         for name, value in self.network.state_dict().items():
-            self.average[name].lerp_(value.detach(), 1 - decay)
+            if value.is_floating_point():
+                self.average[name].lerp_(value.detach(), 1 - decay)
+            else:  # such as the number of batches that a normalization has seen
+                self.average[name].copy_(value)
 
     def _validate(self) -> dict[str, float]:
         kept = {k: v.detach().clone() for k, v in self.network.state_dict().items()}

@@ -29,6 +29,10 @@ from tomoline.training.data import TrainingVolume
 from tomoline.training.msdnet import Source
 
 DOG_SCALES_VOX = (1.8, 3.6)
+VOXELS_PER_PICK = 2e4  # maxima that are looked at: as many as particles, or one in so many voxels
+NEAR = 0.7  # of the hit distance: a maximum as near is a candidate of the particle
+BESIDE = (1.1, 2.4)  # hit distances from a particle where a second hit might be
+LEAST_BACKGROUND = 3  # boxes of a tomogram
 VALIDATION_BATCH = 64
 AHEAD = 2  # chunks made while one is learnt from
 MOST_CHUNKS = 64  # of an epoch; it needs far fewer
@@ -64,68 +68,96 @@ class Boxes:
     labels: NDArray[np.int64]
 
 
-def candidate_places(
+@dataclass(frozen=True)
+class Candidates:
+    """Places `(N, 3)` of a tomogram where boxes can be cut, and what is there `(N,)`."""
+
+    places: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+
+def picked_candidates(
     volume: TrainingVolume, options: SubtomogramOptions, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Places `(N, 3)` where boxes are cut, once, and what is there `(N,)`."""
-    o, true = options, volume.centres_zyx
-    shape, count = np.array(volume.volume.shape), len(volume.labels)
-    jitter = rng.normal(0, o.off_centre_vox, (count, 3)).clip(-2.5, 2.5)
-    picks = dog_picks(
-        volume.volume, float(rng.uniform(*DOG_SCALES_VOX)),
-        number=max(count, int(shape.prod() / 2e4)),
-    ).zyx_vox  # fmt: skip
-    beside = rng.normal(size=(count, 3))
-    beside *= rng.uniform(5, 11, (count, 1)) / np.linalg.norm(beside, axis=1, keepdims=True)
+) -> Candidates:
+    """Maxima of a difference of Gaussians at a random scale: particles, and what looks like them.
+
+    A maximum that is neither at a particle nor far from all of them is left out.
+    """
+    number = max(len(volume.labels), int(volume.volume.size / VOXELS_PER_PICK))
+    picks = dog_picks(volume.volume, float(rng.uniform(*DOG_SCALES_VOX)), number=number).zyx_vox
+    return _labelled(picks, volume, options)
+
+
+def _labelled(
+    places: NDArray[np.float64], volume: TrainingVolume, options: SubtomogramOptions
+) -> Candidates:
+    if not len(volume.labels):
+        return Candidates(places, np.zeros(len(places), np.int64))
+    distance, nearest = cKDTree(volume.centres_zyx).query(places)
+    apart, hits = distance > options.hit_vox, distance < NEAR * options.hit_vox
+    labels = np.where(apart, 0, volume.labels[nearest]).astype(np.int64)
+    known = apart | hits
+    return Candidates(places[known], labels[known])
+
+
+def candidates_of(
+    volume: TrainingVolume, picked: Candidates, options: SubtomogramOptions,
+    rng: np.random.Generator,
+) -> Candidates:  # fmt: skip
+    """One draw: every particle once, somewhat off its centre; the picked maxima that hit one; and
+    background in its share, of the picked, of places beside particles and of any."""
+    o, true, count = options, volume.centres_zyx.reshape(-1, 3), len(volume.labels)
+    shape = np.array(volume.volume.shape)
+    off = rng.normal(0, o.off_centre_vox, (count, 3)).clip(-2 * o.hit_vox / 3, 2 * o.hit_vox / 3)
+    way = rng.normal(size=(count, 3))
+    way *= rng.uniform(*BESIDE, (count, 1)) * o.hit_vox / np.linalg.norm(way, axis=1, keepdims=True)
     anywhere = rng.uniform(0, 1, (count // 4 + 3, 3)) * (shape - 1)
-    beside = true.reshape(-1, 3) + beside
-    beside = beside[((beside >= 0) & (beside <= shape - 1)).all(1)]
-    others = rng.permutation(np.concatenate([picks, beside, anywhere]))
-    if not count:
-        return others, np.zeros(len(others), np.int64)
-    distance, nearest = cKDTree(true).query(others)
-    apart, hits = distance > o.hit_vox, distance < 0.7 * o.hit_vox
-    background = others[apart][: int(count * o.background_share) + 3]
-    # A maximum near a particle is a candidate as good as one that was made by chance.
-    places = np.concatenate([true + jitter, others[hits], background])
+    drawn = _labelled(np.concatenate([true + way, anywhere]), volume, o)
+    hit = picked.labels > 0
+    background = np.concatenate([picked.places[~hit], drawn.places[drawn.labels == 0]])
+    background = rng.permutation(background)[: int(count * o.background_share) + LEAST_BACKGROUND]
+    places = np.concatenate([true + off, picked.places[hit], background])
     labels = np.concatenate(
-        [volume.labels, volume.labels[nearest[hits]], np.zeros(len(background), np.int64)]
+        [volume.labels, picked.labels[hit], np.zeros(len(background), np.int64)]
     )
     inside = ((places > -0.5) & (places < shape - 0.5)).all(1)
-    return places[inside], labels[inside].astype(np.int64)
+    return Candidates(places[inside], labels[inside].astype(np.int64))
 
 
-def boxes_of(
-    volume: TrainingVolume, options: SubtomogramOptions, rng: np.random.Generator, *,
-    augment: bool = True,
+def cut_boxes(
+    volume: TrainingVolume, candidates: Candidates, edge: int,
+    rng: np.random.Generator | None = None,
 ) -> Boxes:  # fmt: skip
-    """Boxes at one draw of `candidate_places`, cut as the extract stage does, each turned over
-    and its grey values changed at random."""
-    places, labels = candidate_places(volume, options, rng)
-    edge, values = options.box_vox, volume.volume
+    """Boxes cut as the extract stage does; with `rng` turned over, and their grey values changed,
+    at random."""
+    values, places = volume.volume, candidates.places
     patches = cut_patches(values, places, box_vox=edge, fill=volume_mean(values))
     found = np.empty((len(places), edge, edge, edge), np.float16)
     for k, patch in enumerate(patches):
-        if augment:
+        if rng is None:
+            found[k] = patch.values
+        else:
             (turned,) = random_flip(rng, patch.values)
             found[k] = random_intensity(rng, np.ascontiguousarray(turned))
-        else:
-            found[k] = patch.values
-    return Boxes(found, labels)
+    return Boxes(found, candidates.labels)
 
 
 def chunk(source: Source, options: SubtomogramOptions, number: int) -> Boxes:
     """Shuffled boxes of the tomograms of one chunk; the same number gives the same boxes."""
     o = options
     rng = np.random.default_rng([o.seed, number, 7])
-    parts = [
-        boxes_of(volume, o, rng)
-        for volume in source.volumes(number, o.chunk_volumes)
-        for _ in range(o.views_per_particle)
-    ]
-    order = rng.permutation(sum(len(p.labels) for p in parts))
-    values = np.concatenate([p.values for p in parts])[order]
-    return Boxes(values, np.concatenate([p.labels for p in parts])[order])
+    parts = []
+    for volume in source.volumes(number, o.chunk_volumes):
+        picked = picked_candidates(volume, o, rng)
+        for _ in range(o.views_per_particle):
+            candidates = candidates_of(volume, picked, o, rng)
+            parts.append(cut_boxes(volume, candidates, o.box_vox, rng))
+    return _joined(parts, rng.permutation(sum(len(part.labels) for part in parts)))
+
+
+def _joined(parts: list[Boxes], order: NDArray[np.int64] | slice = slice(None)) -> Boxes:
+    values = np.concatenate([part.values for part in parts])
+    return Boxes(values[order], np.concatenate([part.labels for part in parts])[order])
 
 
 class SubtomogramRecipe:
@@ -205,15 +237,12 @@ class SubtomogramRecipe:
 
     def _validation(self) -> Boxes:
         if self._held_out is None:
-            rng = np.random.default_rng([self.options.seed, 11])
-            parts = [
-                boxes_of(volume, self.options, rng, augment=False)
-                for volume in self.source.validation(self.options.validation_volumes)
-            ]
-            self._held_out = Boxes(
-                np.concatenate([p.values for p in parts]),
-                np.concatenate([p.labels for p in parts]),
-            )
+            o, parts = self.options, []
+            rng = np.random.default_rng([o.seed, 11])
+            for volume in self.source.validation(o.validation_volumes):
+                picked = picked_candidates(volume, o, rng)
+                parts.append(cut_boxes(volume, candidates_of(volume, picked, o, rng), o.box_vox))
+            self._held_out = _joined(parts)
         return self._held_out
 
 

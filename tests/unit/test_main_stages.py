@@ -15,7 +15,7 @@ import yaml
 from tomoline.contracts import PARTICLE_COLUMNS, TilePlan, VolumeTransform
 from tomoline.errors import InputError
 from tomoline.io.mrc import open_volume, read_header, write_volume
-from tomoline.io.subtomograms import open_subtomograms, write_classes
+from tomoline.io.subtomograms import open_subtomograms, write_classes, write_views
 from tomoline.io.tables import read_candidates, read_particles
 from tomoline.kernels.memory import bytes_per_voxel
 from tomoline.networks.cards import Domain, ModelCard, Range, load_card, write_card
@@ -277,6 +277,61 @@ def test_a_calibrated_model_adds_the_expected_precision_and_softens_probabilitie
     # All of 1 and nothing known below half a byte: 1 : (1/510) ** (1/4).
     np.testing.assert_allclose(named, 1 / (1 + (1 / 510) ** 0.25), atol=1e-5)
     assert list(table.columns) == [*PARTICLE_COLUMNS, "expected_precision", "p_small", "p_large"]
+
+
+def _named(line, views):
+    """What a network of whole subtomograms says: `views` (V, C) of each by its place."""
+    with open_subtomograms(line["subtomograms.h5"]) as boxes:
+        table = read_candidates(line["candidates.csv"])
+        centres = table.loc[table["status"] == "accepted", extract.CENTRE_COLUMNS].to_numpy()
+        write_views(
+            line["classes.h5"], [np.asarray(views(c), np.float32) for c in centres],
+            candidate_id=boxes.candidate_id, centre_zyx=boxes.centre_zyx, box_vox=boxes.box_vox,
+            views=2, classes=CLASSES,
+        )  # fmt: skip
+
+
+def test_a_classifier_of_whole_subtomograms_names_and_sifts(line):
+    plain = _whole_line(line, PARTICLES)
+    sifted = np.array(PARTICLES[0][0])
+
+    def views(centre):
+        if np.linalg.norm(centre - sifted) < 2:
+            return [[0.7, 0.2, 0.1], [0.5, 0.2, 0.3]]
+        return [[0.1, 0.6, 0.3], [0.1, 0.7, 0.2]]
+
+    _named(line, views)
+    table = _vote(line)
+    assert len(table) == len(plain) and (table["status"] == "rejected").sum() == 1
+    (rejected,) = table[table["status"] == "rejected"].to_dict("records")
+    assert rejected["reason"] == "background to the classifier" and not rejected["class"]
+    # What it might have been stays on record.
+    assert rejected["p_small"] == pytest.approx(0.5) and rejected["vote_share"] == 0.5
+    kept = table[table["status"] == "accepted"]
+    assert set(kept["class"]) == {"small"} and (kept["vote_share"] == 1).all()
+    np.testing.assert_allclose(kept["p_small"], 0.65 / 0.9, atol=1e-5)
+    np.testing.assert_allclose(kept["margin"], 0.4 / 0.9, atol=1e-5)
+    labels = np.asarray(open_volume(line["segmentation.mrc.gz"]))
+    for centre, _, _ in PARTICLES:
+        here = labels[tuple(np.rint(centre).astype(int))]
+        assert here == (0 if np.linalg.norm(np.array(centre) - sifted) < 2 else 1)
+    every = _vote(line, max_background=1.0)
+    assert (every["status"] == "accepted").all()
+    few = _vote(line, max_background=1.0, min_vote_share=0.6)
+    assert (few["reason"] == "vote share below 0.6").sum() == 1
+
+
+def test_views_that_are_not_what_they_should_be_are_refused(line):
+    _whole_line(line, PARTICLES)
+    _named(line, lambda centre: [[0.1, 0.6, 0.3]] * 2)
+    with h5py.File(line["classes.h5"], "a") as file:
+        file.attrs["classes"] = ["background", "small"]
+    with pytest.raises(InputError, match=r"views of \(particles, views, classes\)"):
+        _vote(line)
+    with h5py.File(line["classes.h5"], "a") as file:
+        del file["views"]
+    with pytest.raises(InputError, match="labels and probabilities, or views"):
+        _vote(line)
 
 
 def test_the_domain_is_judged_where_the_probabilities_are(line, caplog):

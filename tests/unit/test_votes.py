@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tomoline.ops.votes import central_component, vote, vote_radius
+from tomoline.ops.votes import central_component, own_voxels, vote, vote_of_views, vote_radius
 
 CENTRE = np.array([12.0, 12.0, 12.0])
 
@@ -108,3 +108,36 @@ def test_voxels_nearer_to_another_candidate_vote_for_that_one():
 def test_vote_radius_follows_the_cluster_and_has_a_least_value():
     assert vote_radius(4 / 3 * np.pi * 3**3, centre_radius_vox=3) == pytest.approx(7.5)
     assert vote_radius(1, centre_radius_vox=3) == 5
+
+
+def test_views_of_a_whole_subtomogram_vote():
+    place = _ball(CENTRE, 4)
+    views = np.array([[0.2, 0.5, 0.2, 0.1], [0.2, 0.3, 0.4, 0.1], [0.2, 0.6, 0.1, 0.1]])
+    found = vote_of_views(views, place)
+    assert found.label == 1 and found.share == pytest.approx(2 / 3)
+    assert found.background == pytest.approx(0.2)
+    structures = views.mean(0)[1:] / views.mean(0)[1:].sum()
+    np.testing.assert_allclose(found.probabilities, structures)
+    assert found.margin == pytest.approx(structures[0] - structures[1])
+    assert found.voxels == place.sum() and found.voters is place
+
+
+def test_the_most_probable_structure_is_named_whichever_has_more_views():
+    views = np.array([[0, 0.45, 0.55], [0, 0.45, 0.55], [0, 1.0, 0.0]])
+    found = vote_of_views(views, _ball(CENTRE, 2))
+    assert (found.label, found.share) == (1, pytest.approx(1 / 3))
+
+
+def test_a_single_structure_has_no_runner_up():
+    found = vote_of_views(np.array([[0.4, 0.6]]), _ball(CENTRE, 2))
+    assert (found.label, found.share, found.margin) == (1, 1.0, 1.0)
+    np.testing.assert_allclose(found.probabilities, [1.0])
+
+
+def test_own_voxels_end_where_another_candidate_is_nearer():
+    alone = own_voxels((25, 25, 25), CENTRE, radius_vox=5)
+    assert (alone == _ball(CENTRE, 5)).all()
+    beside = own_voxels(
+        (25, 25, 25), CENTRE, radius_vox=5, others_zyx=CENTRE + np.array([[0, 0, 4.0]])
+    )
+    assert (beside == (alone & (np.arange(25) <= 14))).all()

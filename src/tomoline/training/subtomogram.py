@@ -168,8 +168,12 @@ class SubtomogramRecipe:
         self._held_out: Boxes | None = None
 
     def epoch(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
-        """Batches of an epoch's own tomograms, made by other processes meanwhile."""
+        """Batches of an epoch's own tomograms, made by other processes meanwhile.
+
+        What dropout leaves out follows from the epoch too, so that a resumed training is exact.
+        """
         o = self.options
+        torch.manual_seed(o.seed * 1_000_003 + epoch)
         first = (epoch * o.processes + o.rank) * MOST_CHUNKS
         chunks = DataLoader(
             _Chunks(self.source, o), batch_size=None, sampler=range(first, first + MOST_CHUNKS),

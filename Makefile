@@ -60,7 +60,7 @@ format: $(READY) ## Put code and rules in the house's style
 	$(BIN)/snakefmt Snakefile workflow/rules
 
 weights: $(READY) ## Train the shipped models again, step by step (hours; days without a GPU)
-	for file in config/training/msdnet-*.yaml; do \
+	for file in config/training/msdnet-*.yaml config/training/dsmnet*.yaml; do \
 	  $(BIN)/snakemake train --cores $(CORES) --configfile "$$file"; \
 	done
 

@@ -193,12 +193,12 @@ class VoteSettings(Section):
     min_vote_share: float = Field(
         0.0, ge=0, le=1, description="Particles with a smaller share of votes become rejects."
     )
-    max_background: float = Field(
-        0.5,
-        gt=0,
+    min_probability: float | None = Field(
+        None,
+        ge=0,
         le=1,
-        description="Candidates that a classifier of whole subtomograms takes for background with "
-        "a larger probability become rejects; 1: none.",
+        description="Candidates that are particles with a smaller probability become rejects, "
+        "where a classifier of whole subtomograms sifts them; empty: the card's; 0: none.",
     )
 
 

@@ -18,7 +18,7 @@ from tomoline.io.mrc import open_volume, read_header, write_volume
 from tomoline.io.subtomograms import open_subtomograms, write_classes, write_views
 from tomoline.io.tables import read_candidates, read_particles
 from tomoline.kernels.memory import bytes_per_voxel
-from tomoline.networks.cards import Domain, ModelCard, Range, load_card, write_card
+from tomoline.networks.cards import Domain, ModelCard, Range, Sift, load_card, write_card
 from tomoline.settings import (
     ClusterSettings,
     ExtractSettings,
@@ -300,6 +300,7 @@ def test_a_classifier_of_whole_subtomograms_names_and_sifts(line):
             return [[0.7, 0.2, 0.1], [0.5, 0.2, 0.3]]
         return [[0.1, 0.6, 0.3], [0.1, 0.7, 0.2]]
 
+    _recard(line["classifier"], network="dsmnet")
     _named(line, views)
     table = _vote(line)
     assert len(table) == len(plain) and (table["status"] == "rejected").sum() == 1
@@ -315,10 +316,34 @@ def test_a_classifier_of_whole_subtomograms_names_and_sifts(line):
     for centre, _, _ in PARTICLES:
         here = labels[tuple(np.rint(centre).astype(int))]
         assert here == (0 if np.linalg.norm(np.array(centre) - sifted) < 2 else 1)
-    every = _vote(line, max_background=1.0)
+    every = _vote(line, min_probability=0.0)
     assert (every["status"] == "accepted").all()
-    few = _vote(line, max_background=1.0, min_vote_share=0.6)
+    few = _vote(line, min_probability=0.0, min_vote_share=0.6)
     assert (few["reason"] == "vote share below 0.6").sum() == 1
+
+
+def test_a_classifier_fitted_to_the_localizer_gives_the_score(line):
+    plain = _whole_line(line, PARTICLES)
+    odd = np.array(PARTICLES[0][0])
+    _named(line, lambda c: [[0.6 if np.linalg.norm(c - odd) < 2 else 0.1, 0.3, 0.1]] * 2)
+    sift = Sift(localizer_sha256="x" * 64, threshold=0.6, least=0.5, intercept=0.0, score=0.0,
+                background=1.0)  # fmt: skip
+    _recard(line["localizer"], weights_sha256="x" * 64)
+    _recard(line["classifier"], network="dsmnet", sift=sift)
+    table = _vote(line)
+    # Without the score's weight the odds are those against background.
+    found = table.set_index("particle_id")["score"].to_numpy()
+    assert sorted(set(np.round(found, 4))) == [0.4, 0.9]
+    np.testing.assert_allclose(table["expected_precision"], table["score"], atol=1e-5)
+    assert (table["status"] == "rejected").sum() == 1 and len(table) == len(plain)
+    assert (_vote(line, min_probability=0.3)["status"] == "accepted").all()
+    assert (_vote(line, min_probability=0.95)["status"] == "rejected").all()
+    # It asks for more candidates than the localizer alone would give.
+    both = {"card": line["localizer"], "classifier": line["classifier"]}
+    assert merge._threshold(MergeSettings(), load_card(both["card"]), both) == 0.6
+    assert merge._threshold(MergeSettings(threshold=0.8), load_card(both["card"]), both) == 0.8
+    _recard(line["localizer"], weights_sha256="y" * 64)
+    assert merge._threshold(MergeSettings(), load_card(both["card"]), both) == 0.5
 
 
 def test_views_that_are_not_what_they_should_be_are_refused(line):

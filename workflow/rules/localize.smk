@@ -38,6 +38,7 @@ rule merge:
         plan=rules.tile.output.plan,
         volume=rules.prepare.output.volume,
         card=model_file("localizer", "card.yaml"),
+        classifier=model_file("classifier", "card.yaml"),
         shards=gather.shards(
             "results/{{dataset}}/{{tomogram}}/segment/{scatteritem}.h5"
         ),

@@ -54,6 +54,23 @@ class Domain(BaseModel):
     spectra: list[list[float]] = []
 
 
+class Sift(BaseModel):
+    """How a classifier of whole subtomograms sifts the candidates of one localizer.
+
+    With it the localizer works at the lower `threshold`, and candidates are particles from the
+    probability `least` on (`tomoline.evaluation.sifting` has the formula of the three weights).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    localizer_sha256: str
+    threshold: float = Field(gt=0, lt=1)
+    least: float = Field(ge=0, le=1)
+    intercept: float
+    score: float = Field(ge=0)
+    background: float = Field(ge=0)
+
+
 class ModelCard(BaseModel):
     """What a model is, what it needs and what it was measured to do."""
 
@@ -78,6 +95,7 @@ class ModelCard(BaseModel):
     temperature: float | None = Field(None, gt=0)
     # Pairs of a localizer's score and the probability that there is a particle, both rising.
     precision_curve: list[tuple[float, float]] | None = Field(None, min_length=2)
+    sift: Sift | None = None
     domain: Domain | None = None
     n_parameters: int = Field(ge=1)
     weights_sha256: str = ""
@@ -103,6 +121,12 @@ class ModelCard(BaseModel):
     def names_whole(self) -> bool:
         """Whether it names a subtomogram as a whole, and not each of its voxels."""
         return self.network in NAME_WHOLE
+
+    def sift_for(self, localizer: ModelCard) -> Sift | None:
+        """How this classifier sifts the candidates of a localizer; None where it was not fitted
+        to that one."""
+        known = self.sift is not None and self.sift.localizer_sha256 == localizer.weights_sha256
+        return self.sift if known else None
 
     def _check_curve(self) -> None:
         points = self.precision_curve or []

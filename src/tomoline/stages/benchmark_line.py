@@ -1,7 +1,8 @@
 """This workflow's own line as one of a benchmark's methods: the stages that a user runs.
 
 The response is the localizer's merged probability; clusters with the tuned settings then go
-through extraction, classifier and vote as in every run.
+through extraction, classifier and vote as in every run. Where the classifier sifts the candidates,
+the probability from which on they are particles is tuned, and not their least size.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tomoline.contracts import VolumeTransform
 from tomoline.io.atomic import atomic_stream
 from tomoline.io.mrc import open_volume
 from tomoline.io.tables import ACCEPTED, REJECTED, candidate_table, read_particles, write_candidates
-from tomoline.networks.cards import CARD
+from tomoline.networks.cards import CARD, load_card
 from tomoline.ops.clusters import Clusters, connected_clusters, find_clusters, rejection_reasons
 from tomoline.peers.base import SIZES_VOX, Case, Found, Scene, Tuned, best_of, combinations
 from tomoline.settings import (
@@ -36,6 +37,8 @@ from tomoline.stages import classify, extract, merge, segment, tile, vote
 # As `train` tries them for a model's card.
 THRESHOLDS = tuple(round(0.3 + 0.05 * k, 3) for k in range(14))  # 0.3 to 0.95
 BANDWIDTHS_VOX = (2.5, 3.0, 3.5, 4.0)
+SIFTED_BANDWIDTHS_VOX = (3.0, 3.5)
+PROBABILITIES = tuple(round(0.02 * k, 3) for k in range(5, 46))  # 0.1 to 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,10 @@ class OwnLine:
             Path(path).unlink()
 
     def tune(self, cases: Sequence[Case]) -> dict[str, Any]:
-        """Threshold, bandwidth and least size; classes play no part in where particles are."""
+        """Threshold, bandwidth and least size, without the classes; or the least probability."""
+        sift = load_card(self.classifier).sift_for(load_card(self.localizer))
+        if sift is not None:
+            return self._tune_sifted(cases, sift.threshold)
         bandwidths = BANDWIDTHS_VOX[:1] if self.components else BANDWIDTHS_VOX
         tried = combinations(threshold=THRESHOLDS, bandwidth_vox=bandwidths, min_size_vox=SIZES_VOX)
 
@@ -76,6 +82,33 @@ class OwnLine:
             return Found(zyx_vox=found.centres[large], score=found.score[large])
 
         return best_of(cases, tried, picks)
+
+    def _tune_sifted(self, cases: Sequence[Case], usual: float) -> dict[str, Any]:
+        """Threshold near the card's, bandwidth and least probability."""
+        best: dict[str, Any] = {}
+        for own in combinations(
+            threshold=(round(usual - 0.1, 3), usual, round(usual + 0.1, 3)),
+            bandwidth_vox=BANDWIDTHS_VOX[:1] if self.components else SIFTED_BANDWIDTHS_VOX,
+            min_size_vox=SIZES_VOX[:1],
+        ):
+            found = [
+                self.picks(case.scene, case.response, {**own, "min_probability": 0.0})
+                for case in cases
+            ]
+            tried = [{**own, "min_probability": least} for least in PROBABILITIES]
+
+            def picks(k: int, settings: Tuned, found: Sequence[Found] = found) -> Found:
+                kept = found[k].score >= settings["min_probability"]
+                names = found[k].classes or []
+                return Found(
+                    zyx_vox=found[k].zyx_vox[kept], score=found[k].score[kept],
+                    classes=[name for name, keep in zip(names, kept, strict=True) if keep],
+                )  # fmt: skip
+
+            one = best_of(cases, tried, picks)
+            if not best or one["figures"]["goal"] > best["figures"]["goal"]:
+                best = one
+        return best
 
     def picks(self, scene: Scene, response: Path, tuned: Tuned) -> Found:
         """Particles that the vote accepts, with its classes."""
@@ -99,7 +132,8 @@ class OwnLine:
         write_candidates(given["candidates"], _table(found, reasons))
         extract.run(given, given, settings=ExtractSettings())
         classify.run(given, given, settings=ClassifySettings())
-        vote.run(given, given, settings=VoteSettings(), tomogram="benchmark",
+        least = tuned.get("min_probability")
+        vote.run(given, given, settings=VoteSettings(min_probability=least), tomogram="benchmark",
                  dataset={"name": "benchmark", "sheet": "none"})  # fmt: skip
         table = read_particles(given["particles"])
         table = table[table["status"] == ACCEPTED]

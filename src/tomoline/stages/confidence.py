@@ -1,7 +1,7 @@
 """What a model's probabilities and scores are worth, measured on tomograms with truth.
 
-Fills a card's `temperature` (classifier), `precision_curve` and `domain` (localizer); weights,
-threshold and bandwidth stay. A training does it at its end on its validation tomograms,
+Fills a card's `temperature` and `sift` (classifier), `precision_curve` and `domain` (localizer);
+weights, threshold and bandwidth stay. A training does it at its end on its validation tomograms,
 `tomoline calibrate` at any time.
 """
 
@@ -29,12 +29,13 @@ from tomoline.evaluation.calibration import (
 )
 from tomoline.evaluation.domain import judge, ranges
 from tomoline.evaluation.matching import match_one_to_one
+from tomoline.evaluation.sifting import best_cut, fit_weights, particle_probability
 from tomoline.infer import Runner, batched, default_batch, make_runner
 from tomoline.io.annotations import read_truth
 from tomoline.io.mrc import open_volume, read_header
 from tomoline.io.subtomograms import LabelledBoxes, NamedBoxes
 from tomoline.log import get_logger
-from tomoline.networks.cards import ModelCard, load_card, write_card
+from tomoline.networks.cards import ModelCard, Sift, load_card, write_card
 from tomoline.ops.clusters import find_clusters, rejection_reasons
 from tomoline.ops.normalise import normalise
 from tomoline.ops.patches import box_starts, cut_patches, volume_mean
@@ -44,6 +45,7 @@ from tomoline.ops.statistics import (
     grey_statistics,
     probability_statistics,
 )
+from tomoline.ops.votes import Vote
 from tomoline.settings import ClassifySettings, ClusterSettings, SegmentSettings, VoteSettings
 from tomoline.simulation.densities import SHREC_CLASSES
 from tomoline.stages.extract import CENTRE_COLUMNS
@@ -54,7 +56,9 @@ log = get_logger(__name__)
 
 HIT_DISTANCE_VOX = 5.0
 # Below these numbers a fit would follow chance.
-LEAST_PARTICLES, LEAST_CANDIDATES = 50, 50
+LEAST_PARTICLES, LEAST_CANDIDATES, LEAST_OF_EACH = 50, 50, 20
+# Localizer's thresholds that a classifier which sifts is tried with.
+SIFTED_FROM = (0.5, 0.6, 0.7)
 # SHREC lists these beside the particles; a pick on one is false.
 NO_PARTICLES = ("vesicle", "fiducial")
 SHAPE_ZYX = (96, 160, 160)
@@ -102,12 +106,24 @@ class Voted:
 
 def find_in(runner: Runner, known: Known) -> Found:
     """Run the localizer and the clustering as the line does with default settings."""
-    card = runner.card
-    assert card.threshold is not None and card.bandwidth_vox is not None
+    assert runner.card.threshold is not None
+    return found_at(runner.card, known, particle_probability_of(runner, known),
+                    threshold=runner.card.threshold)  # fmt: skip
+
+
+def particle_probability_of(runner: Runner, known: Known) -> NDArray[np.float32]:
+    """The localizer's probability `(z, y, x)`, in steps of 1/255 as the segment stage keeps it."""
     x = torch.from_numpy(np.require(known.volume, np.float32, ["C", "W"]))[None, None]
     levels = runner.particle_bytes(x.to(runner.device))[0].cpu().numpy()
-    probability = levels / np.float32(255)  # as the segment stage keeps it
-    mask = probability >= card.threshold
+    return np.asarray(levels / np.float32(255))
+
+
+def found_at(
+    card: ModelCard, known: Known, probability: NDArray[np.float32], *, threshold: float
+) -> Found:
+    """Candidates of a localizer's probability at a threshold, by the line's default settings."""
+    assert card.threshold is not None and card.bandwidth_vox is not None
+    mask = probability >= threshold
     clusters = find_clusters(mask, probability, bandwidth_vox=card.bandwidth_vox)
     defaults = ClusterSettings()
     reasons = rejection_reasons(
@@ -131,13 +147,12 @@ def find_in(runner: Runner, known: Known) -> Found:
 
 def vote_on(runner: Runner, found: Found) -> Voted:
     """Classify the particles that were found, as the line does with default settings."""
-    names, known = runner.card.classes[1:], found.known
-    spelling = {name.casefold(): k for k, name in enumerate(names)}
-    label = np.array(
-        [spelling.get(known.classes[t].casefold(), -1) if t >= 0 else -1 for t in found.true],
-        np.int64,
-    )
-    centres, box = found.centres, runner.card.box_vox
+    return voted(runner.card, found, votes_in(runner, found))
+
+
+def votes_in(runner: Runner, found: Found) -> list[Vote | None]:
+    """The votes on all candidates that were found."""
+    centres, box, known = found.centres, runner.card.box_vox, found.known
     assert box is not None
     patches = cut_patches(known.volume, centres, box_vox=box, fill=volume_mean(known.volume))
     boxes = np.array([patch.values for patch in patches], np.float32).reshape(-1, box, box, box)
@@ -158,11 +173,21 @@ def vote_on(runner: Runner, found: Found) -> Voted:
             candidate_id=ids, centre_zyx=inside, classes=list(runner.card.classes),
         )  # fmt: skip
     columns = dict(zip(CENTRE_COLUMNS, centres.T, strict=True))
-    votes = votes_of(judged, pd.DataFrame({**columns, "size_vox": found.size_vox}), VoteSettings())
+    return votes_of(judged, pd.DataFrame({**columns, "size_vox": found.size_vox}), VoteSettings())
+
+
+def voted(card: ModelCard, found: Found, votes: Sequence[Vote | None]) -> Voted:
+    """The votes on what is a particle, with its true class."""
+    names = card.classes[1:]
+    spelling = {name.casefold(): k for k, name in enumerate(names)}
+    label = np.array(
+        [spelling.get(found.known.classes[t].casefold(), -1) if t >= 0 else -1 for t in found.true],
+        np.int64,
+    )
     rows = [k for k, vote in enumerate(votes) if vote is not None and label[k] >= 0]
     chosen = [vote for k in rows if (vote := votes[k]) is not None]
     return Voted(
-        name=known.name,
+        name=found.known.name,
         probabilities=np.array([v.probabilities for v in chosen]).reshape(-1, len(names)),
         named=np.array([v.label - 1 for v in chosen], np.int64),
         label=label[rows],
@@ -256,6 +281,74 @@ def with_temperature(card: ModelCard, voted: Sequence[Voted], *, source: str) ->
     return _updated(card, {"temperature": _round(temperature)}, figures)
 
 
+def with_sift(
+    card: ModelCard,
+    localizer: ModelCard,
+    candidates: Mapping[float, Sequence[tuple[Found, Sequence[Vote | None]]]],
+) -> ModelCard:
+    """Return a classifier's card with how it sifts the localizer's candidates.
+
+    `candidates` are those at each threshold that is tried, one entry a tomogram. The threshold and
+    the least probability are those with the best F1 where each tomogram is judged by the weights
+    of all the others.
+    """
+    tried: dict[float, tuple[float, float]] = {}
+    for threshold, tomograms in candidates.items():
+        table = _sifting_table(tomograms)
+        total = sum(len(found.known.centres_zyx) for found, _ in tomograms)
+        hits = int(table["hit"].sum())
+        if min(hits, len(table) - hits) < LEAST_OF_EACH or table["tomogram"].nunique() < 2:
+            log.warning("%d candidates at %g, %d of them particles: too few to sift by",
+                        len(table), threshold, hits)  # fmt: skip
+            continue
+        score, background = table["score"].to_numpy(), table["background"].to_numpy()
+        hit = table["hit"].to_numpy(bool)
+        p = left_out(
+            lambda own: fit_weights(score[own], background[own], hit[own]),  # noqa: B023
+            lambda w, part: particle_probability(score[part], background[part], w),  # noqa: B023
+            table["tomogram"].to_numpy(),
+        )
+        tried[threshold] = best_cut(p, hit, total)
+        log.info("candidates from %g on: F1 %.4f from a probability of %.3f on", threshold,
+                 tried[threshold][1], tried[threshold][0])  # fmt: skip
+    if not tried:
+        return card
+    threshold = max(tried, key=lambda t: tried[t][1])
+    table = _sifting_table(candidates[threshold])
+    weights = fit_weights(*(table[name].to_numpy() for name in ("score", "background", "hit")))
+    least, f1 = tried[threshold]
+    fitted = Sift(
+        localizer_sha256=localizer.weights_sha256, threshold=threshold, least=_round(least),
+        intercept=_round(weights.intercept), score=_round(weights.score),
+        background=_round(weights.background),
+    )  # fmt: skip
+    figures = {
+        **card.metrics.get("calibration", {}), "sifts": localizer.name, "f1_sifted": _round(f1),
+        "f1_by_threshold": {f"{t:g}": _round(best[1]) for t, best in tried.items()},
+    }  # fmt: skip
+    return ModelCard.model_validate(
+        {
+            **card.model_dump(),
+            "sift": fitted.model_dump(),
+            "metrics": {**card.metrics, "calibration": figures},
+        }
+    )
+
+
+def _sifting_table(
+    tomograms: Sequence[tuple[Found, Sequence[Vote | None]]],
+) -> pd.DataFrame:
+    """One row a candidate: its score, the classifier's share of background, and what it is."""
+    tables = [
+        pd.DataFrame({
+            "tomogram": k, "score": found.score, "hit": found.true >= 0,
+            "background": [1.0 if vote is None else vote.background for vote in votes],
+        })
+        for k, (found, votes) in enumerate(tomograms)
+    ]  # fmt: skip
+    return pd.concat(tables, ignore_index=True)
+
+
 def simulated(card: ModelCard, densities: Path, *, count: int, seed: int) -> Iterator[Known]:
     """Yield tomograms of the kind a model was trained on, of seeds that begin at `seed`.
 
@@ -333,12 +426,21 @@ def calibrate_models(
     classifier = (
         make_runner(cards["classifier"][1], ClassifySettings()) if "classifier" in cards else None
     )
-    found, voted = [], []
+    found, named = [], []
+    sifting: dict[float, list[tuple[Found, list[Vote | None]]]] = {}
     for known in tomograms:
-        one = find_in(localizer, known)
+        probability = particle_probability_of(localizer, known)
+        card = localizer.card
+        assert card.threshold is not None
+        one = found_at(card, known, probability, threshold=card.threshold)
+        if classifier is not None and classifier.card.names_whole:
+            for threshold in SIFTED_FROM:
+                more_of = found_at(card, known, probability, threshold=threshold)
+                votes = votes_in(classifier, more_of)
+                sifting.setdefault(threshold, []).append((_light(more_of), votes))
         if classifier is not None:
-            voted.append(vote_on(classifier, one))
-        found.append(replace(one, known=replace(known, volume=np.empty((0, 0, 0), np.float32))))
+            named.append(vote_on(classifier, one))
+        found.append(_light(one))
         log.info("%s: %d candidates, %d of %d particles found", known.name, len(one.score),
                  int((one.true >= 0).sum()), len(known.centres_zyx))  # fmt: skip
     greys = []
@@ -347,10 +449,16 @@ def calibrate_models(
         log.info("%s: grey values", known.name)
     written = [with_precision(cards["localizer"][0], found, source=source, more=greys)]
     if classifier is not None:
-        written.append(with_temperature(cards["classifier"][0], voted, source=source))
+        tempered_card = with_temperature(cards["classifier"][0], named, source=source)
+        written.append(with_sift(tempered_card, localizer.card, sifting))
     for card in written:
         write_card(cards[card.role][1], card)
     return written
+
+
+def _light(found: Found) -> Found:
+    """Without the volume, which is not needed any more."""
+    return replace(found, known=replace(found.known, volume=np.empty((0, 0, 0), np.float32)))
 
 
 def format_calibration(cards: Sequence[ModelCard]) -> str:
@@ -360,6 +468,9 @@ def format_calibration(cards: Sequence[ModelCard]) -> str:
         lines.append(f"{card.name}")
         if card.temperature is not None:
             lines.append(f"  temperature: {card.temperature:.3g}")
+        if card.sift is not None:
+            lines.append(f"  sifts candidates from {card.sift.threshold:g} on; particles from a "
+                         f"probability of {card.sift.least:g} on")  # fmt: skip
         if card.domain is not None:
             lines.append(f"  domain: of {card.domain.tomograms} tomograms")
         for key, value in card.metrics.get("calibration", {}).items():

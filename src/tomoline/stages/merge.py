@@ -17,7 +17,7 @@ from tomoline.errors import InputError
 from tomoline.io.atomic import allocate, scratch_beside
 from tomoline.io.mrc import write_volume
 from tomoline.log import get_logger
-from tomoline.networks.cards import load_card
+from tomoline.networks.cards import ModelCard, load_card
 from tomoline.ops.morphology import open_mask
 from tomoline.ops.tiles import merge_windows
 from tomoline.settings import MergeSettings
@@ -29,8 +29,9 @@ log = get_logger(__name__)
 def run(inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, settings: MergeSettings) -> None:
     """Merge one tomogram.
 
-    Inputs `transform`, `plan`, `card` (the localizer's) and `shards` (HDF5 files of the segment
-    stage); outputs `probability` (MRC, float32) and `mask` (MRC, int8, 0 or 1).
+    Inputs `transform`, `plan`, `card` (the localizer's), `classifier` (its card, which may ask for
+    another threshold) and `shards` (HDF5 files of the segment stage); outputs `probability` (MRC,
+    float32) and `mask` (MRC, int8, 0 or 1).
     """
     transform = VolumeTransform.load(inputs["transform"])
     plan = TilePlan.load(inputs["plan"])
@@ -40,12 +41,7 @@ def run(inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, settings: Merg
             inputs["plan"], expected=f"a plan of {transform.prepared_shape_zyx} voxels",
             found=f"one of {plan.shape_zyx}", remedy="delete the plan and run again",
         )  # fmt: skip
-    threshold = settings.threshold if settings.threshold is not None else card.threshold
-    if threshold is None:
-        raise InputError(
-            inputs["card"], expected="a localizer's threshold", found="none",
-            remedy="correct models.localizer, or set merge.threshold",
-        )  # fmt: skip
+    threshold = _threshold(settings, card, inputs)
     # With a halo as long as the network's reach every kept voxel is exact already.
     mask_cut = settings.mask_cut_components and plan.halo_vox < card.receptive_field_vox // 2
     scratch = _scratch(outputs["mask"], plan)
@@ -65,6 +61,22 @@ def run(inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, settings: Merg
         voxel_size = transform.prepared_voxel_size_angstrom
         write_volume(outputs["probability"], probability, voxel_size)
         write_volume(outputs["mask"], mask, voxel_size)
+
+
+def _threshold(settings: MergeSettings, card: ModelCard, inputs: Mapping[str, Any]) -> float:
+    """What is set, else what a classifier that sifts asks for, else the localizer's own."""
+    if settings.threshold is not None:
+        return settings.threshold
+    sift = load_card(inputs["classifier"]).sift_for(card) if inputs.get("classifier") else None
+    if sift is not None:
+        log.info("the classifier sifts candidates from %g on", sift.threshold)
+        return sift.threshold
+    if card.threshold is None:
+        raise InputError(
+            inputs["card"], expected="a localizer's threshold", found="none",
+            remedy="correct models.localizer, or set merge.threshold",
+        )  # fmt: skip
+    return card.threshold
 
 
 @contextmanager

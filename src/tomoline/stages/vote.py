@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy.spatial import cKDTree
 from tomoline.contracts import EXPECTED_PRECISION, VolumeTransform
 from tomoline.errors import InputError
 from tomoline.evaluation.calibration import expected_precision, tempered
+from tomoline.evaluation.sifting import particle_probability
 from tomoline.io.mrc import write_compressed_volume
 from tomoline.io.subtomograms import LabelledBoxes, NamedBoxes, open_classes
 from tomoline.io.tables import (
@@ -25,7 +27,7 @@ from tomoline.io.tables import (
     write_particles,
 )
 from tomoline.log import get_logger
-from tomoline.networks.cards import load_card
+from tomoline.networks.cards import ModelCard, load_card
 from tomoline.ops.patches import box_starts
 from tomoline.ops.votes import (
     BACKGROUND_LIKE,
@@ -59,7 +61,9 @@ def run(
     for an accepted particle (label = place in the classifier's classes). `dataset` is its
     `DatasetSettings` as a dictionary. Every candidate gets a row, the rejected ones with their
     reason. p_<class> follow the classifier's temperature; where the
-    localizer's card has a precision curve, there is the column `expected_precision`.
+    localizer's card has a precision curve, there is the column `expected_precision`. Where the
+    classifier sifts the localizer's candidates, both that and the score are the probability that
+    there is a particle.
     """
     candidates = read_candidates(inputs["candidates"])
     transform = VolumeTransform.load(inputs["transform"])
@@ -74,15 +78,22 @@ def run(
         results = votes_of(boxes, accepted, settings)
         votes = dict(zip(boxes.candidate_id.tolist(), results, strict=True))
         classes = boxes.classes[1:]
-    temperature = load_card(inputs["classifier"]).temperature
-    curve = load_card(inputs["localizer"]).precision_curve
+    localizer, classifier = load_card(inputs["localizer"]), load_card(inputs["classifier"])
+    judged = [votes.get(number) for number in candidates["candidate_id"]]
+    sifted = sift(judged, candidates["score"].to_numpy(float), localizer, classifier)
+    least = sifted.least if settings.min_probability is None else settings.min_probability
     verdicts = [
-        _verdict(reason, votes.get(number), classes, settings, temperature)
-        for number, reason in zip(candidates["candidate_id"], candidates["reason"], strict=True)
-    ]
+        _verdict(reason, result, classes, settings,
+                 classifier.temperature, is_background=p < least)
+        for reason, result, p in zip(candidates["reason"], judged, sifted.probability, strict=True)
+    ]  # fmt: skip
     columns = _place_columns(candidates, transform, tomogram, _binning(transform, dataset))
-    if curve is not None:
-        columns[EXPECTED_PRECISION] = expected_precision(candidates["score"].to_numpy(), curve)
+    if sifted.by_card:
+        columns["score"] = columns[EXPECTED_PRECISION] = sifted.probability
+    elif localizer.precision_curve is not None:
+        columns[EXPECTED_PRECISION] = expected_precision(
+            candidates["score"].to_numpy(), localizer.precision_curve
+        )
     table = particle_table(columns | _verdict_columns(verdicts, classes), classes)
     write_particles(outputs["particles"], table)
     kept = [
@@ -99,6 +110,44 @@ def run(
         transform.prepared_voxel_size_angstrom,
     )
     _tell(table)
+
+
+@dataclass(frozen=True)
+class Sifted:
+    """Probability that each candidate `(n,)` is a particle, and from which on it is taken for one.
+
+    `by_card`: of a fit that the classifier's card holds; else by its share of background alone.
+    """
+
+    probability: NDArray[np.float64]
+    least: float
+    by_card: bool
+
+
+def sift(
+    votes: Sequence[Vote | None],
+    score: NDArray[np.float64],
+    localizer: ModelCard,
+    classifier: ModelCard,
+) -> Sifted:
+    """What a classifier of whole subtomograms makes of the candidates; others leave all in.
+
+    Candidates without a vote, which were rejected before, have the probability 0.
+    """
+    known = np.array([vote is not None for vote in votes], bool)
+    background = np.array([1.0 if vote is None else vote.background for vote in votes])
+    fit = classifier.sift_for(localizer)
+    if not classifier.names_whole:
+        return Sifted(np.ones(len(score)), 0.0, by_card=False)
+    if fit is None:
+        log.warning(
+            "%s was not fitted to %s: candidates are sifted by its probability of background alone."
+            " Remedy: tomoline calibrate %s %s", classifier.name, localizer.name, localizer.name,
+            classifier.name,
+        )  # fmt: skip
+        return Sifted(1 - background, 0.5, by_card=False)
+    probability = particle_probability(score, background, fit)
+    return Sifted(np.where(known, probability, 0.0), fit.least, by_card=True)
 
 
 def votes_of(
@@ -154,6 +203,8 @@ def _verdict(
     classes: list[str],
     settings: VoteSettings,
     temperature: float | None,
+    *,
+    is_background: bool,
 ) -> dict[str, Any]:
     """Columns that the vote decides; what nobody voted on has zeros."""
     row: dict[str, Any] = {"class": "", "vote_share": 0.0, "margin": 0.0}
@@ -164,7 +215,7 @@ def _verdict(
         if temperature is not None:
             p = tempered(p[None], temperature)[0]
         row |= dict(zip(probability_columns(classes), p, strict=True))
-        if result.background > settings.max_background:
+        if is_background:
             reason = BACKGROUND_LIKE
         elif result.share < settings.min_vote_share:
             reason = f"vote share below {settings.min_vote_share:g}"

@@ -13,12 +13,12 @@ import yaml
 from PIL import Image
 
 from tomoline.contracts import PARTICLE_COLUMNS, VolumeTransform
-from tomoline.evaluation.picking import Picks
 from tomoline.evaluation.scores import evaluate_picks, with_picker
 from tomoline.io.atomic import write_json
 from tomoline.io.mrc import write_volume
 from tomoline.io.sheet import SheetRow, write_dataset, write_sheet
 from tomoline.io.tables import write_particles
+from tomoline.ops.picking import Picks
 from tomoline.settings import DatasetSettings, EvaluateSettings, ReportSettings
 from tomoline.stages import report_tomogram
 

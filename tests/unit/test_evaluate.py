@@ -9,11 +9,11 @@ import pytest
 
 from tomoline.contracts import PARTICLE_COLUMNS, VolumeTransform
 from tomoline.errors import InputError
-from tomoline.evaluation.picking import dog_picks_at_scales
 from tomoline.evaluation.scores import evaluate_picks, with_picker
 from tomoline.io.annotations import read_occupancy, read_truth
 from tomoline.io.mrc import open_volume, write_volume
 from tomoline.io.tables import read_particles, write_particles
+from tomoline.ops.picking import dog_picks_at_scales
 from tomoline.settings import EvaluateSettings
 from tomoline.stages import evaluate
 

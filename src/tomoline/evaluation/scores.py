@@ -28,8 +28,8 @@ from tomoline.evaluation.matching import (
     match_one_to_one,
     match_shrec,
 )
-from tomoline.evaluation.picking import Picks
 from tomoline.evaluation.segmentation import SegmentationScores, segmentation_scores
+from tomoline.ops.picking import Picks
 from tomoline.settings import EvaluateSettings
 
 COORDINATES = ["z_vox", "y_vox", "x_vox"]

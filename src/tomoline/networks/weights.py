@@ -59,7 +59,8 @@ def save_model(folder: str | Path, card: ModelCard, state: dict[str, Tensor]) ->
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, partial)
         partial.chmod(0o644)  # safetensors writes for its user alone
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    count = sum(v.numel() for v in state.values())
+    trained = dict(build(card.network, card.parameters).named_parameters())
+    count = sum(v.numel() for k, v in state.items() if k in trained)
     card = card.model_copy(update={"weights_sha256": digest, "n_parameters": count})
     write_card(folder, card)
     return card

@@ -1,4 +1,4 @@
-"""Difference of Gaussians (evaluation/picking.py), its scale and threshold tuned."""
+"""Difference of Gaussians (ops/picking.py), its scale and threshold tuned."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tomoline.evaluation.picking import dog_response, peaks, thinned
 from tomoline.io.atomic import atomic_stream
 from tomoline.io.mrc import open_volume
+from tomoline.ops.picking import dog_response, peaks, thinned
 from tomoline.peers.base import Case, Found, Scene, Tuned, best_of, combinations
 
 SCALES_VOX = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)

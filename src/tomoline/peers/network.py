@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 
 from tomoline.errors import InputError
-from tomoline.evaluation.picking import thinned
 from tomoline.infer import Progress, make_runner
 from tomoline.io.atomic import atomic_stream
 from tomoline.io.mrc import open_volume
 from tomoline.log import get_logger
 from tomoline.ops.clusters import find_clusters
+from tomoline.ops.picking import thinned
 from tomoline.peers.base import SIZES_VOX, Case, Found, Scene, Tuned, best_of, combinations
 from tomoline.settings import SegmentSettings
 

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tomoline.errors import InputError, ToolError
-from tomoline.evaluation.picking import peaks, thinned
 from tomoline.io.atomic import atomic_path, atomic_stream, write_json
 from tomoline.io.mrc import open_volume
 from tomoline.log import get_logger
+from tomoline.ops.picking import peaks, thinned
 from tomoline.ops.rescale import rescale
 from tomoline.peers.base import Case, Found, Scene, Tuned, goal
 from tomoline.simulation.densities import load_density

@@ -14,9 +14,15 @@ import pandas as pd
 import yaml
 
 from tomoline.contracts import BACKGROUND
+from tomoline.networks.cards import NAME_WHOLE
 from tomoline.report import figures, pages
 from tomoline.report.evaluation import HEADLINES, headline, pooled_html, summary_html
-from tomoline.report.methods import CITATIONS, EVALUATION_CITATION, methods_text
+from tomoline.report.methods import (
+    CITATIONS,
+    EVALUATION_CITATION,
+    WHOLE_CITATION,
+    methods_text,
+)
 from tomoline.report.models import models_html
 from tomoline.report.palette import ClassStyle, class_order, styles
 from tomoline.report.sources import Timing, as_float, finite, stage_order
@@ -449,6 +455,8 @@ def _methods_html(result: DatasetResult) -> str:
         n_particles=sum(len(row.accepted) for row in result.rows),
     )
     cited = list(CITATIONS)
+    if cards.get("classifier", {}).get("network") in NAME_WHOLE:
+        cited.append(WHOLE_CITATION)
     if any(row.evaluation for row in result.rows):
         cited.append(EVALUATION_CITATION)
     items = "".join(f"<li>{escape(entry)}</li>" for entry in cited)

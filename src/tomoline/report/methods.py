@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tomoline.networks.cards import NAME_WHOLE
 from tomoline.report.figures import number
 
 CITATIONS = (
@@ -20,6 +21,11 @@ CITATIONS = (
     "tomograms. Comput Graph 91, 279–289 (2020). [the benchmark's structures and measures]",
     "Mölder F, Jablonski KP, Letcher B, et al. Sustainable data analysis with Snakemake. "
     "F1000Research 10, 33 (2021). [the workflow]",
+)
+WHOLE_CITATION = (
+    "Liu C, Zeng X, Wang K, Guo Q, Xu M. Multi-task learning for macromolecule classification, "
+    "segmentation and coarse structural recovery in cryo-tomography. Proc BMVC (2018). "
+    "[the network that names whole subtomograms]"
 )
 EVALUATION_CITATION = (
     "Pei L, Xu M, Frazier Z, Alber F. Simulating cryo electron tomograms of crowded cell "
@@ -38,15 +44,27 @@ def methods_text(*, version: str, localizer: Mapping[str, Any], classifier: Mapp
     scale = f" rescaled to {number(float(voxel))} Å a voxel where needed," if voxel else ""
     classes = [name for name in classifier.get("classes", []) if name != "background"]
     into = f" into {len(classes)} classes" if classes else ""
+    named = (
+        f"named{into} as a whole by {_network(classifier)}, each in several mirrored views, whose "
+        "mean probability decides"
+        if classifier.get("network") in NAME_WHOLE
+        else f"labelled voxel by voxel by {_network(classifier)}; the component at the centre "
+        f"voted for the particle's class{into}"
+    )
+    sifted = (
+        ". From the same network's probability of background and the map's value a logistic "
+        "regression gave the probability that a centre is a particle, from which on it was kept"
+        if classifier.get("sift")
+        else ""
+    )
     return (
         f"Particles were found and classified with Tomoline {version}. Tomograms were"
         f"{scale} normalised to zero mean and unit standard deviation, and searched in "
         f"overlapping windows by {_network(localizer)}, which gives each voxel the probability "
         "of lying in a particle. The thresholded map was split into connected components, whose "
         "centroids and distance-transform peaks seeded a flat-kernel mean-shift; its modes are "
-        "the particle centres. Subtomograms cut at these centres were labelled voxel by voxel "
-        f"by {_network(classifier)}; the component at the centre voted for the particle's class"
-        f"{into}. In all, {n_particles:,} particles were kept in {n_tomograms:,} "
+        f"the particle centres. Subtomograms cut at these centres were {named}{sifted}. "
+        f"In all, {n_particles:,} particles were kept in {n_tomograms:,} "
         f"tomogram{'' if n_tomograms == 1 else 's'}."
     )
 

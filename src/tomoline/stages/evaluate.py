@@ -15,7 +15,6 @@ from tomoline.errors import InputError
 from tomoline.evaluation.calibration import expected_calibration_error, reliability
 from tomoline.evaluation.curve import score_curve
 from tomoline.evaluation.matching import match_one_to_one
-from tomoline.evaluation.picking import Picks, dog_picks_at_scales
 from tomoline.evaluation.scores import (
     COORDINATES,
     Evaluation,
@@ -29,6 +28,7 @@ from tomoline.io.atomic import write_json, write_text
 from tomoline.io.mrc import open_volume, read_header
 from tomoline.io.tables import ACCEPTED, PROBABILITY_PREFIX, read_particles, table_classes
 from tomoline.log import get_logger
+from tomoline.ops.picking import Picks, dog_picks_at_scales
 from tomoline.settings import DatasetSettings, EvaluateSettings, validated
 
 SETTINGS = EvaluateSettings

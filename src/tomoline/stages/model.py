@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from tomoline.networks.cards import ModelCard, load_card, model_folder
+from tomoline.networks.cards import ModelCard, Sift, load_card, model_folder
 from tomoline.networks.weights import load_network
 
 
@@ -69,7 +69,7 @@ def format_model(facts: ModelFacts) -> str:
         ("voxel size", f"{card.voxel_size_angstrom:g} A (reads {low:g} to {high:g} A)"),
         ("contrast", f"{card.contrast} particles"),
         ("receptive field", f"{size} voxels ({size * card.voxel_size_angstrom:.0f} A)"),
-        ("dilation rule", "kept: no holes in the receptive field"),
+        *([] if card.names_whole else [("dilation rule", "kept: no holes in the receptive field")]),
         ("weights", f"SHA-256 {card.weights_sha256[:16]}..., as the card says"),
     ]
     for name in ("threshold", "bandwidth_vox", "box_vox"):
@@ -77,6 +77,8 @@ def format_model(facts: ModelFacts) -> str:
             rows.append((name, f"{getattr(card, name):g}"))
     if card.temperature is not None:
         rows.append(("temperature", f"{card.temperature:.3g}"))
+    if card.sift is not None:
+        rows.append(("sifts", _sift(card.sift)))
     if card.precision_curve is not None:
         rows.append(("precision curve", _curve(card.precision_curve)))
     if card.domain is not None:
@@ -89,6 +91,13 @@ def format_model(facts: ModelFacts) -> str:
     lines += [f"  {name:{width}}  {value}" for name, value in rows]
     lines += [f"  WARNING: {text}" for text in facts.disagreements]
     return "\n".join(lines) + "\n"
+
+
+def _sift(sift: Sift) -> str:
+    return (
+        f"candidates of the localizer {sift.localizer_sha256[:16]}... from {sift.threshold:g} on; "
+        f"particles from a probability of {sift.least:g} on"
+    )
 
 
 def _curve(points: Sequence[tuple[float, float]]) -> str:

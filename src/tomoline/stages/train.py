@@ -268,7 +268,8 @@ def make_card(
         network=settings.network, parameters=parameters, role=part, classes=names,
         voxel_size_angstrom=VOXEL_SIZE_ANGSTROM,
         voxel_size_range_angstrom=VOXEL_SIZE_RANGE_ANGSTROM,
-        receptive_field_vox=int(getattr(network, "receptive_field_vox", 1)),
+        # What names whole subtomograms sees all of them.
+        receptive_field_vox=int(getattr(network, "receptive_field_vox", settings.box_vox)),
         n_parameters=sum(p.numel() for p in network.parameters()),
         training=settings.model_dump(mode="json") | {"best_epoch": int(best["epoch"])},
         metrics={"validation": figures}, **own,

@@ -22,8 +22,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from tomoline.evaluation.picking import dog_picks
 from tomoline.ops.patches import cut_patches, volume_mean
+from tomoline.ops.picking import dog_picks
 from tomoline.training.augment import random_flip, random_intensity
 from tomoline.training.data import TrainingVolume
 from tomoline.training.msdnet import Source

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tomoline.evaluation import picking
+from tomoline.ops import picking
 from tomoline.ops.picking import dog_picks, dog_picks_at_scales, dog_response, peaks
 
 CENTRES = np.array([(12, 12, 12), (12, 30, 14.5), (30, 12.3, 30), (28, 30, 12)], float)

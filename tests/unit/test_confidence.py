@@ -12,8 +12,10 @@ from tomoline import cli
 from tomoline.errors import InputError
 from tomoline.evaluation.calibration import expected_precision
 from tomoline.evaluation.domain import judge
+from tomoline.evaluation.sifting import particle_probability
 from tomoline.networks.cards import load_card, verify_weights
 from tomoline.ops.statistics import grey_statistics
+from tomoline.ops.votes import Vote, vote_of_views
 from tomoline.stages import confidence
 from tomoline.stages.confidence import from_folders, simulated
 from tomoline.training.data import VALIDATION_SEED
@@ -133,3 +135,46 @@ def test_seeds_of_the_training_and_other_voxel_sizes_are_refused(models, tmp_pat
     narrow = card.model_copy(update={"voxel_size_range_angstrom": (12.0, 14.0)})
     with pytest.raises(InputError, match="12 to 14 angstrom"):
         next(from_folders(narrow, [tmp_path / "one"]))
+
+
+def opinions(seed: int, *, informed: bool) -> tuple[confidence.Found, list[Vote]]:
+    """60 candidates at places of their own, half of them particles; 40 particles in all."""
+    rng = np.random.default_rng(seed)
+    hit = np.arange(60) % 2 == 0
+    known = confidence.Known(
+        name=str(seed), volume=np.empty((0, 0, 0), np.float32), centres_zyx=np.zeros((40, 3)),
+        classes=["dark"] * 40,
+    )  # fmt: skip
+    found = confidence.Found(
+        known=known, statistics={}, centres=np.zeros((60, 3)), score=rng.uniform(0.6, 0.9, 60),
+        size_vox=np.full(60, 30), true=np.where(hit, np.arange(60) // 2, -1),
+    )  # fmt: skip
+    place = np.zeros((2, 2, 2), bool)
+    background = np.where(hit, 0.02, 0.4) if informed else np.full(60, 0.2)
+    background = background * rng.uniform(0.3, 2, 60)
+    return found, [vote_of_views(np.array([[b, 1 - b]]), place) for b in background]
+
+
+def test_candidates_are_sifted_where_it_gives_the_best_f1(models: Path) -> None:
+    localizer, classifier = load_card(models / "loc"), load_card(models / "cls")
+    tried = {
+        0.5: [opinions(k, informed=True) for k in range(3)],
+        0.7: [opinions(k, informed=False) for k in range(3)],
+    }
+    sift = confidence.with_sift(classifier, localizer, tried).sift
+    assert sift is not None and sift.localizer_sha256 == localizer.weights_sha256
+    assert sift.threshold == 0.5 and sift.background > 0.5
+    found, votes = opinions(9, informed=True)
+    background = np.array([vote.background for vote in votes])
+    kept = particle_probability(found.score, background, sift) >= sift.least
+    # 30 of 40 particles are among the candidates: 2 * 30 / 70 where all are told right.
+    assert 2 * (kept & (found.true >= 0)).sum() / (kept.sum() + 40) > 0.8
+    assert (
+        confidence.with_sift(classifier, localizer, tried).metrics["calibration"]["sifts"] == "loc"
+    )
+
+
+def test_too_few_candidates_sift_nothing(models: Path) -> None:
+    localizer, classifier = load_card(models / "loc"), load_card(models / "cls")
+    one = {0.5: [opinions(0, informed=True)]}  # a single tomogram
+    assert confidence.with_sift(classifier, localizer, one) == classifier

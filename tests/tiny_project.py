@@ -147,7 +147,7 @@ def make_project(
         write_tomogram(folder / "tomograms" / f"{name}.mrc", balls(places, seed=seed))
     save_threshold_network(folder / "models" / "msdnet-localizer", "localizer",
                            ["background", "particle"])  # fmt: skip
-    save_threshold_network(folder / "models" / "msdnet-classifier", "classifier",
+    save_threshold_network(folder / "models" / "dsmnet-classifier", "classifier",
                            ["background", "ball", "cube"])  # fmt: skip
     project.configure()
     truth = folder / "tomograms" / "one_particles.csv"

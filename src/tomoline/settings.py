@@ -51,7 +51,11 @@ class ModelsSettings(Section):
 
     folder: str = Field("resources/models", description="Where the models lie, one folder each.")
     localizer: str = Field("msdnet-localizer", description="Network that finds particles.")
-    classifier: str = Field("msdnet-classifier", description="Network that names their class.")
+    classifier: str = Field(
+        "dsmnet-classifier",
+        description="Network that names their class: of whole subtomograms (dsmnet), which also "
+        "sifts the candidates, or of their voxels, which then vote (msdnet).",
+    )
 
 
 class PrepareSettings(Section):
@@ -620,7 +624,7 @@ class BenchmarkMethod(Section):
     )
     localizer: str = Field("msdnet-localizer", description="tomoline: the localizer.")
     classifier: str = Field(
-        "msdnet-classifier", description="tomoline: the classifier; unet: the network."
+        "dsmnet-classifier", description="tomoline: the classifier; unet: the network."
     )
     centres: Literal["mean_shift", "components"] = Field(
         "mean_shift",

@@ -97,11 +97,11 @@ def test_unknown_dialect_and_class_list_the_known_ones(project: Project) -> None
 
 def test_missing_model_lists_the_known_ones(project: Project) -> None:
     message = refusal(project, models={"folder": "models", "localizer": "unet"})
-    assert "msdnet-classifier, msdnet-localizer are there" in message
+    assert "dsmnet-classifier, msdnet-localizer are there" in message
 
 
 def test_missing_weights(project: Project) -> None:
-    (project.folder / "models" / "msdnet-classifier" / "weights.safetensors").unlink()
+    (project.folder / "models" / "dsmnet-classifier" / "weights.safetensors").unlink()
     assert "no such file" in refusal(project)
 
 
@@ -113,7 +113,7 @@ def test_damaged_weights(project: Project) -> None:
 
 
 def test_a_classifier_cannot_localize(project: Project) -> None:
-    models = {"folder": "models", "localizer": "msdnet-classifier"}
+    models = {"folder": "models", "localizer": "dsmnet-classifier"}
     assert "a network trained as localizer" in refusal(project, models=models)
 
 

@@ -59,6 +59,7 @@ HIT_DISTANCE_VOX = 5.0
 LEAST_PARTICLES, LEAST_CANDIDATES, LEAST_OF_EACH = 50, 50, 20
 # Localizer's thresholds that a classifier which sifts is tried with.
 SIFTED_FROM = (0.5, 0.6, 0.7)
+AS_GOOD = 0.002  # of F1
 # SHREC lists these beside the particles; a pick on one is false.
 NO_PARTICLES = ("vesicle", "fiducial")
 SHAPE_ZYX = (96, 160, 160)
@@ -313,7 +314,9 @@ def with_sift(
                  tried[threshold][1], tried[threshold][0])  # fmt: skip
     if not tried:
         return card
-    threshold = max(tried, key=lambda t: tried[t][1])
+    # Of those that are as good as the best, the highest makes the fewest candidates.
+    enough = max(f1 for _, f1 in tried.values()) - AS_GOOD
+    threshold = max(t for t, (_, f1) in tried.items() if f1 >= enough)
     table = _sifting_table(candidates[threshold])
     weights = fit_weights(*(table[name].to_numpy() for name in ("score", "background", "hit")))
     least, f1 = tried[threshold]

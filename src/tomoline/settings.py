@@ -518,6 +518,16 @@ class TrainSettings(Section):
         description="simulator: how often tomograms have membranes, gold, filaments and "
         "contamination, relative to a half, a third, a fifth and a fifth of them; 0: never.",
     )
+    misalignment_vox: float = Field(
+        1.2, ge=0, le=5, description="simulator: tilts are out of place by up to so much (SD)."
+    )
+    spectrum_jitter: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="simulator: how much the power spectra are varied, as other programs' filters "
+        "do: SD of the logarithm of a smooth gain.",
+    )
     init_from: str = Field(
         "", description="Folder of a model to start from; layers of equal shape are taken over."
     )

@@ -13,7 +13,12 @@ import torch
 from tomoline.errors import InputError
 from tomoline.networks.msdnet import MSDNet
 from tomoline.simulation.tomogram import random_conditions
-from tomoline.training.augment import random_crop, random_flip, random_intensity
+from tomoline.training.augment import (
+    random_crop,
+    random_flip,
+    random_intensity,
+    random_spectrum,
+)
 from tomoline.training.data import SimulatedSource, core_mask, core_radius
 from tomoline.training.loop import Trainer, learning_rate
 from tomoline.training.msdnet import MSDNetRecipe, MSDNetRecipeOptions, split_joint
@@ -200,3 +205,40 @@ def test_two_processes_train_one_network(tmp_path):
     first, second = (torch.load(tmp_path / f"{k}.pt", weights_only=True) for k in (0, 1))
     assert all(torch.equal(first[k], second[k]) for k in first)
     assert len((tmp_path / "out/curves.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_random_spectrum_changes_shells_and_not_directions():
+    rng = np.random.default_rng(0)
+    volume = rng.standard_normal((24, 32, 40)).astype(np.float32)
+    changed = random_spectrum(np.random.default_rng(1), volume, 0.5)
+    assert changed.shape == volume.shape and changed.dtype == np.float32
+    ratio = np.fft.rfftn(changed) / np.fft.rfftn(volume)
+    np.testing.assert_allclose(ratio.imag, 0, atol=1e-3)
+    z, y, x = np.meshgrid(
+        np.fft.fftfreq(24), np.fft.fftfreq(32), np.fft.rfftfreq(40), indexing="ij"
+    )
+    shell = np.round(np.sqrt(z**2 + y**2 + x**2), 4)
+    for radius in np.unique(shell)[::40]:  # one gain a frequency, whatever the direction
+        assert np.ptp(ratio.real[shell == radius]) < 2e-2
+    assert ratio.real.min() > 0.1 and ratio.real.max() / ratio.real.min() > 1.2
+    assert (random_spectrum(np.random.default_rng(1), volume, 0.5) == changed).all()
+    np.testing.assert_allclose(random_spectrum(rng, volume, 0.0), volume, atol=1e-5)
+
+
+def test_spectra_are_varied_where_asked_and_truth_stays():
+    def made(**given):
+        return SimulatedSource(
+            DENSITIES, CLASSES, shape_zyx=(24, 40, 40), seed=1, **given
+        ).tomogram(5)
+
+    plain, varied = made(), made(spectrum_jitter=0.5)
+    assert not np.allclose(plain.volume, varied.volume)
+    assert (plain.centres_zyx == varied.centres_zyx).all()
+    assert (made(spectrum_jitter=0.5).volume == varied.volume).all()
+    wide, _, _ = random_conditions(3, (24, 40, 40), misalignment_vox=2.4)
+    usual, _, _ = random_conditions(3, (24, 40, 40))
+    assert wide == usual  # the specimen's
+    shifts = [
+        random_conditions(3, (24, 40, 40), misalignment_vox=m)[1].shift_sd_vox for m in (1, 2)
+    ]
+    assert shifts[1] == pytest.approx(2 * shifts[0])

@@ -93,6 +93,7 @@ def random_conditions(
     snr_range: tuple[float, float] = (0.03, 3.0),
     voxels_per_particle: tuple[float, float] = (7e3, 2.6e4),
     distractors: float = 1.0,
+    misalignment_vox: float = 1.2,
 ) -> tuple[PhantomSettings, TiltSettings, FilterSettings]:
     """Imaging conditions drawn from the range that weights are trained over.
 
@@ -100,7 +101,8 @@ def random_conditions(
     defocus with and without phase flipping, dose, alignment errors, solvent and reconstruction
     filter vary, so that other people's tomograms lie inside the range. About half of the tomograms
     have membranes, a third gold, a fifth filaments and a fifth contamination, each with its
-    probability times `distractors`; 3 % have no particles.
+    probability times `distractors`; 3 % have no particles. Tilts are out of place by up to
+    `misalignment_vox` (SD).
     """
     rng = np.random.default_rng([seed, 2])
     nz = int(rng.integers(int(shape_zyx[0] * 0.7), shape_zyx[0] + 1))
@@ -120,7 +122,7 @@ def random_conditions(
         snr=float(np.exp(rng.uniform(*np.log(snr_range)))),
         defocus_um=float(rng.uniform(1.5, 5.0)) if with_ctf else 0.0,
         mtf_sigma_nyquist=float(rng.choice([0.0, 0.0, rng.uniform(0, 1.5)])),
-        shift_sd_vox=float(rng.uniform(0, 1.2)),
+        shift_sd_vox=float(rng.uniform(0, misalignment_vox)),
         dose_exponent=float(rng.uniform(0, 0.6)),
     )
     radial = FilterSettings(

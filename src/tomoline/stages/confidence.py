@@ -372,7 +372,9 @@ def simulated(card: ModelCard, densities: Path, *, count: int, seed: int) -> Ite
     classes = tuple(training.get("classes") or SHREC_CLASSES)
     ranges = ("snr_range", "voxels_per_particle")
     given: dict[str, Any] = {key: tuple(training[key]) for key in ranges if training.get(key)}
-    given |= {"distractors": training["distractors"]} if "distractors" in training else {}
+    # Settings of later releases, which the cards of earlier ones do not have.
+    single = ("distractors", "misalignment_vox", "spectrum_jitter")
+    given |= {key: training[key] for key in single if key in training}
     source = SimulatedSource(densities, classes, shape_zyx=SHAPE_ZYX, seed=0, **given)
     for number in range(seed, seed + count):
         made = source.tomogram(number)

@@ -123,6 +123,8 @@ def _source(settings: TrainSettings, densities: list[Density], folder: Path) -> 
             snr_range=settings.snr_range,
             voxels_per_particle=settings.voxels_per_particle,
             distractors=settings.distractors,
+            misalignment_vox=settings.misalignment_vox,
+            spectrum_jitter=settings.spectrum_jitter,
         )
     return FolderSource(
         [Path(f) for f in settings.folders], [Path(f) for f in settings.validation_folders],

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import fft
+
+BANDS = 4  # half cosine waves between frequency 0 and Nyquist's
+MOST_GAIN = 2.0  # of the logarithm
 
 
 def random_flip(rng: np.random.Generator, *arrays: NDArray) -> tuple[NDArray, ...]:  # type: ignore[type-arg]
@@ -35,3 +39,23 @@ def random_crop(
     """A window of edge `size` (the whole axis where it is shorter)."""
     starts = [int(rng.integers(0, max(n - size, 0) + 1)) for n in shape]
     return tuple(slice(s, s + size) for s in starts)  # type: ignore[return-value]
+
+
+def random_spectrum(
+    rng: np.random.Generator, volume: NDArray[np.float32], strength: float
+) -> NDArray[np.float32]:
+    """Multiply the Fourier transform `(z, y, x)` by a smooth random function of the frequency.
+
+    Other programs' tomograms differ in reconstruction filter, alignment, interpolation and CTF,
+    which all change the power spectrum. The logarithm of the gain is a sum of half cosine waves
+    whose amplitudes have the SD `strength`, the k-th of them `strength / k`.
+    """
+    amplitudes = strength * rng.standard_normal(BANDS) / np.arange(1, BANDS + 1)
+    axes = [fft.fftfreq(n).astype(np.float32) for n in volume.shape[:2]]
+    axes.append(fft.rfftfreq(volume.shape[2]).astype(np.float32))
+    square = axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2
+    phase = np.pi * np.minimum(np.sqrt(square) / 0.5, 1.0)
+    gain = sum(a * np.cos(k * phase) for k, a in enumerate(amplitudes, 1))
+    gain = np.exp(np.clip(gain, -MOST_GAIN, MOST_GAIN)).astype(np.float32)
+    changed = fft.irfftn(fft.rfftn(volume) * gain, volume.shape)
+    return np.asarray(changed, np.float32)

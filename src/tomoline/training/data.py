@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tomoline.ops.normalise import normalise
 from tomoline.simulation.densities import Density, load_density
 from tomoline.simulation.tomogram import SimulatedTomogram, random_conditions, simulate_tomogram
+from tomoline.training.augment import random_spectrum
 
 VALIDATION_SEED = 1_000_000_007
 
@@ -62,18 +63,13 @@ class SimulatedSource:
 
     def __init__(
         self, densities: Path, classes: Sequence[str], *, shape_zyx: tuple[int, int, int],
-        seed: int,
-        snr_range: tuple[float, float] = (0.03, 3.0),
-        voxels_per_particle: tuple[float, float] = (7e3, 2.6e4),
-        distractors: float = 1.0,
+        seed: int, spectrum_jitter: float = 0.0, **conditions: Any,
     ) -> None:  # fmt: skip
+        """`conditions` are those of `random_conditions`."""
         self.densities: list[Density] = [load_density(densities, name) for name in classes]
         self.shape_zyx, self.seed = shape_zyx, seed
+        self.spectrum_jitter, self.conditions = spectrum_jitter, conditions
         self._pool: dict[int, TrainingVolume] = {}
-        self.ranges: dict[str, Any] = {
-            "snr_range": snr_range, "voxels_per_particle": voxels_per_particle,
-            "distractors": distractors,
-        }  # fmt: skip
 
     def volumes(self, epoch: int, count: int, pool: int = 0) -> list[TrainingVolume]:
         """`count` new tomograms and those of the epochs before, `pool` in all.
@@ -100,16 +96,20 @@ class SimulatedSource:
         return self._make(seed)
 
     def _make(self, seed: int) -> TrainingVolume:
-        phantom, tilt, radial = random_conditions(seed, self.shape_zyx, **self.ranges)
+        phantom, tilt, radial = random_conditions(seed, self.shape_zyx, **self.conditions)
         made = simulate_tomogram(self.densities, phantom, tilt, filter_settings=radial, seed=seed)
-        return self._truth(made)
+        volume = made.reconstruction
+        if self.spectrum_jitter:
+            rng = np.random.default_rng([seed, 8])
+            volume = random_spectrum(rng, volume, self.spectrum_jitter)
+        return self._truth(made, volume)
 
-    def _truth(self, made: SimulatedTomogram) -> TrainingVolume:
+    def _truth(self, made: SimulatedTomogram, volume: NDArray[np.float32]) -> TrainingVolume:
         names = [d.name for d in self.densities]
         labels = np.array([names.index(c) + 1 for c in made.phantom.classes], np.int64)
         centres = np.asarray(made.phantom.centres_zyx, float).reshape(-1, 3)
         radii = [core_radius(self.densities[k - 1].radius_vox) for k in labels]
         return TrainingVolume(
-            normalise(made.reconstruction), core_mask(made.reconstruction.shape, centres, radii),
+            normalise(volume), core_mask(volume.shape, centres, radii),
             made.phantom.class_mask, made.phantom.occupancy, centres, labels,
         )  # fmt: skip

@@ -29,6 +29,7 @@ from tomoline.contracts import VolumeTransform
 from tomoline.export.dialect import TomogramParticles, selected
 from tomoline.export.geometry import TomogramGeometry
 from tomoline.export.registry import DIALECTS
+from tomoline.networks.cards import load_card, write_card
 from tomoline.settings import DatasetSettings, ExportSettings, PrepareSettings
 from tomoline.stages import prepare
 
@@ -119,11 +120,9 @@ def write_tomogram(path: Path, case: Case) -> None:
 @cache
 def _model(folder: Path) -> Path:
     save_threshold_network(folder, "localizer", ["background", "particle"])
-    card = folder / "card.yaml"
-    text = card.read_text()
-    assert "- 8.0\n- 12.0" in text
-    card.write_text(text.replace("- 8.0\n- 12.0", "- 0.1\n- 100.0"))
-    return card
+    wide = load_card(folder).model_copy(update={"voxel_size_range_angstrom": (0.1, 100.0)})
+    write_card(folder, wide)
+    return folder / "card.yaml"
 
 
 def planted(case: Case, folder: Path) -> TomogramParticles:

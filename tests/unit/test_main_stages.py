@@ -355,7 +355,9 @@ def test_views_that_are_not_what_they_should_be_are_refused(line):
         _vote(line)
     with h5py.File(line["classes.h5"], "a") as file:
         del file["views"]
-    with pytest.raises(InputError, match="labels and probabilities, or views"):
+    with pytest.raises(
+        InputError, match="the data sets labels, probabilities, or views; found no labels, prob"
+    ):
         _vote(line)
 
 

@@ -266,13 +266,10 @@ def open_subtomograms(path: str | os.PathLike[str]) -> Iterator[Subtomograms]:
 @contextmanager
 def open_classes(path: str | os.PathLike[str]) -> Iterator[LabelledBoxes | NamedBoxes]:
     """Open what the classify stage wrote; InputError if it is something else."""
-    with _opened(path, ()) as file:
+    with _opened(path, ("labels", "probabilities"), ("views",)) as file:
         if "views" in file:
             yield _named_boxes(path, file)
             return
-        missing = [name for name in ("labels", "probabilities") if name not in file]
-        if missing:
-            raise _fault(path, "labels and probabilities, or views", f"no {', '.join(missing)}")
         labels, probabilities = file["labels"], file["probabilities"]
         classes = [str(name) for name in file.attrs.get("classes", [])]
         wanted = (labels.shape[0], len(classes), *labels.shape[1:])
@@ -351,7 +348,8 @@ def _counted(items: Iterable[Any], count: int) -> Iterator[tuple[int, Any]]:
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str], names: tuple[str, ...]) -> Iterator[Any]:
+def _opened(path: str | os.PathLike[str], *kinds: tuple[str, ...]) -> Iterator[Any]:
+    """Open a file that has the data sets of one of these kinds."""
     if not Path(path).is_file():
         raise _fault(path, "an HDF5 file", "no such file")
     try:
@@ -359,9 +357,13 @@ def _opened(path: str | os.PathLike[str], names: tuple[str, ...]) -> Iterator[An
     except OSError as error:
         raise _fault(path, "an HDF5 file", str(error)) from error
     with file:
-        missing = [n for n in (*names, "candidate_id", "centre_zyx") if n not in file]
-        if missing:
-            raise _fault(path, f"the data sets {', '.join(names)}", f"no {', '.join(missing)}")
+        lacking = [
+            [name for name in (*names, "candidate_id", "centre_zyx") if name not in file]
+            for names in kinds
+        ]
+        if all(lacking):
+            wanted = ", or ".join(", ".join(names) for names in kinds)
+            raise _fault(path, f"the data sets {wanted}", f"no {', '.join(lacking[0])}")
         yield file
 
 

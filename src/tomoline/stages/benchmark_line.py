@@ -118,6 +118,7 @@ class OwnLine:
         given: dict[str, Any] = {
             "volume": str(scene.volume), "transform": str(scene.transform),
             "card": str(self.classifier / CARD), "localizer": str(self.localizer / CARD),
+            "classifier": str(self.classifier / CARD),
         }  # fmt: skip
         files = {
             "candidates": "candidates.csv", "subtomograms": "subtomograms.h5",

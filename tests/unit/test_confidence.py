@@ -149,10 +149,9 @@ def opinions(seed: int, *, informed: bool) -> tuple[confidence.Found, list[Vote]
         known=known, statistics={}, centres=np.zeros((60, 3)), score=rng.uniform(0.6, 0.9, 60),
         size_vox=np.full(60, 30), true=np.where(hit, np.arange(60) // 2, -1),
     )  # fmt: skip
-    place = np.zeros((2, 2, 2), bool)
     background = np.where(hit, 0.02, 0.4) if informed else np.full(60, 0.2)
     background = background * rng.uniform(0.3, 2, 60)
-    return found, [vote_of_views(np.array([[b, 1 - b]]), place) for b in background]
+    return found, [vote_of_views(np.array([[b, 1 - b]])) for b in background]
 
 
 def test_candidates_are_sifted_where_it_gives_the_best_f1(models: Path) -> None:

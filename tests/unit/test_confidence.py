@@ -128,8 +128,12 @@ def test_models_that_cannot_be_calibrated_are_refused(names, words, models, tmp_
 
 def test_seeds_of_the_training_and_other_voxel_sizes_are_refused(models, tmp_path) -> None:
     card = load_card(models / "loc").model_copy(update={"training": {"seed": 9}})
-    with pytest.raises(InputError, match="10000000 or more"):
+    with pytest.raises(InputError, match="none of 9,000,000 to 9,999,999"):
         next(simulated(card, DENSITIES, count=1, seed=9_000_001))
+    confidence.check_seeds([card], 10_000_000, 50)
+    confidence.check_seeds([card], 8_999_950, 50)
+    with pytest.raises(InputError, match="9,000,000"):
+        confidence.check_seeds([card], 8_999_951, 50)
     assert VALIDATION_SEED > 10_000_000
     write_folder(tmp_path / "one", 1)
     narrow = card.model_copy(update={"voxel_size_range_angstrom": (12.0, 14.0)})

@@ -516,6 +516,7 @@ def calibrate_command(arguments: argparse.Namespace) -> int:
     from tomoline.stages.confidence import (  # noqa: PLC0415
         MORE_TOMOGRAMS,
         calibrate_models,
+        check_seeds,
         format_calibration,
         from_folders,
         simulated,
@@ -535,6 +536,7 @@ def calibrate_command(arguments: argparse.Namespace) -> int:
     card = next((c for c in map(load_card, given) if c.role == "localizer"), load_card(given[0]))
     densities, first = arguments.project / "resources" / "densities", arguments.seed
     between = first + arguments.simulate
+    check_seeds([load_card(folder) for folder in given], first, arguments.simulate + grey)
     if arguments.folders:
         tomograms = from_folders(card, arguments.folders)
         sources = ["SHREC folders " + ", ".join(folder.name for folder in arguments.folders)]

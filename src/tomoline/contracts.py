@@ -70,7 +70,8 @@ PARTICLE_COLUMNS = (
     "vote_share", "margin",
 )  # fmt: skip
 
-# Between those and the p_<class> columns, where the localizer's card has a precision curve.
+# Between those and the p_<class> columns, where the localizer's card has a precision curve or the
+# classifier's says how it sifts.
 EXPECTED_PRECISION = "expected_precision"  # 0..1: that there is a particle, by its score
 
 BACKGROUND = "background"

@@ -104,7 +104,10 @@ class InferenceSettings(Section):
         "auto", description="auto: bfloat16 where the processor has instructions for it."
     )
     batch_size: int = Field(
-        0, ge=0, description="classify: subtomograms a pass; 0: 64 on a GPU, 4 on a processor."
+        0,
+        ge=0,
+        description="classify: subtomograms a pass; 0: 64, or 4 where voxels are named on a "
+        "processor.",
     )
     kernel: Literal["auto", "plain"] = Field(
         "auto", description="plain forces the reference code of each network."
@@ -226,7 +229,7 @@ class ExportSettings(Section):
         ge=0,
         le=1,
         description="Leave out particles whose score promises less: the probability that there is "
-        "a particle, as measured on simulated tomograms (the localizer's precision_curve).",
+        "a particle, as measured on simulated tomograms (the cards' precision_curve or sift).",
     )
     classes: list[str] = Field([], description="Only these classes; empty: all.")
 

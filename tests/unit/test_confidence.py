@@ -128,8 +128,12 @@ def test_models_that_cannot_be_calibrated_are_refused(names, words, models, tmp_
 
 def test_seeds_of_the_training_and_other_voxel_sizes_are_refused(models, tmp_path) -> None:
     card = load_card(models / "loc").model_copy(update={"training": {"seed": 9}})
-    with pytest.raises(InputError, match="10000000 or more"):
+    with pytest.raises(InputError, match="none of 9,000,000 to 9,999,999"):
         next(simulated(card, DENSITIES, count=1, seed=9_000_001))
+    confidence.check_seeds([card], 10_000_000, 50)
+    confidence.check_seeds([card], 8_999_950, 50)
+    with pytest.raises(InputError, match="9,000,000"):
+        confidence.check_seeds([card], 8_999_951, 50)
     assert VALIDATION_SEED > 10_000_000
     write_folder(tmp_path / "one", 1)
     narrow = card.model_copy(update={"voxel_size_range_angstrom": (12.0, 14.0)})
@@ -149,10 +153,9 @@ def opinions(seed: int, *, informed: bool) -> tuple[confidence.Found, list[Vote]
         known=known, statistics={}, centres=np.zeros((60, 3)), score=rng.uniform(0.6, 0.9, 60),
         size_vox=np.full(60, 30), true=np.where(hit, np.arange(60) // 2, -1),
     )  # fmt: skip
-    place = np.zeros((2, 2, 2), bool)
     background = np.where(hit, 0.02, 0.4) if informed else np.full(60, 0.2)
     background = background * rng.uniform(0.3, 2, 60)
-    return found, [vote_of_views(np.array([[b, 1 - b]]), place) for b in background]
+    return found, [vote_of_views(np.array([[b, 1 - b]])) for b in background]
 
 
 def test_candidates_are_sifted_where_it_gives_the_best_f1(models: Path) -> None:

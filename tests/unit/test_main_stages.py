@@ -108,12 +108,12 @@ def _segment(line, plan, particles, shards=2):
     return paths, (np.rint(255 * probability) / 255).astype(np.float32)
 
 
-def _merge(line, shards, **settings):
+def _merge(line, shards, *, sifted_from=None, **settings):
     merge.run(
         {"transform": line["prepared.json"], "plan": line["plan.json"],
          "volume": line["prepared.mrc"], "card": line["localizer"], "shards": shards},
         {"probability": line["probability.mrc"], "mask": line["mask.mrc"]},
-        settings=MergeSettings(**settings),
+        settings=MergeSettings(**settings), sifted_from=sifted_from,
     )  # fmt: skip
 
 
@@ -339,11 +339,48 @@ def test_a_classifier_fitted_to_the_localizer_gives_the_score(line):
     assert (_vote(line, min_probability=0.3)["status"] == "accepted").all()
     assert (_vote(line, min_probability=0.95)["status"] == "rejected").all()
     # It asks for more candidates than the localizer alone would give.
-    both = {"card": line["localizer"], "classifier": line["classifier"]}
-    assert merge._threshold(MergeSettings(), load_card(both["card"]), both) == 0.6
-    assert merge._threshold(MergeSettings(threshold=0.8), load_card(both["card"]), both) == 0.8
+    assert merge.sifting_threshold(line["localizer"], line["classifier"]) == 0.6
     _recard(line["localizer"], weights_sha256="y" * 64)
-    assert merge._threshold(MergeSettings(), load_card(both["card"]), both) == 0.5
+    assert merge.sifting_threshold(line["localizer"], line["classifier"]) is None
+
+
+def test_the_classifiers_threshold_marks_more_voxels(line):
+    plan = _tile(line, size_vox=128)
+    shards, probability = _segment(line, plan, PARTICLES)
+    marked = {}
+    for name, given in {"own": {}, "sifted": {"sifted_from": 0.2}}.items():
+        _merge(line, shards, **given)
+        marked[name] = int(np.asarray(open_volume(line["mask.mrc"])).sum())
+    assert marked == {"own": (probability >= 0.5).sum(), "sifted": (probability >= 0.2).sum()}
+    merged = {"threshold": 0.9, "sifted_from": 0.2}
+    _merge(line, shards, **merged)
+    assert np.asarray(open_volume(line["mask.mrc"])).sum() == (probability >= 0.9).sum()
+
+
+def test_candidates_of_a_lower_threshold_are_not_what_the_domain_is_judged_by(line):
+    plan = _tile(line, size_vox=128)
+    shards, _ = _segment(line, plan, PARTICLES)
+    told = []
+    for given in ({}, {"sifted_from": 0.2}):
+        _merge(line, shards, **given)
+        _cluster_and_extract(line)
+        told.append(json.loads(line["domain.json"].read_text())["statistics"])
+    assert told[0] == told[1]
+
+
+def test_what_was_sifted_out_takes_no_voxels_from_its_neighbours(line):
+    _whole_line(line, PARTICLES)
+    _recard(line["classifier"], network="dsmnet")
+    touching = np.array([12.0, 40.0, 30.0]), np.array([12.0, 40.0, 36.0])
+    maps = []
+    for background in (0.1, 0.9):
+        _named(line, lambda c, b=background: [
+            [b if np.linalg.norm(c - touching[1]) < 2 else 0.1, 0.05, 0.05]] * 2)  # fmt: skip
+        _vote(line)
+        maps.append(np.asarray(open_volume(line["segmentation.mrc.gz"])) > 0)
+    beyond = (12, 40, 34)  # nearer to the second
+    assert maps[0][beyond] and maps[1][beyond]
+    assert maps[1][12, 40, 30] and maps[1].sum() < maps[0].sum()
 
 
 def test_views_that_are_not_what_they_should_be_are_refused(line):

@@ -28,6 +28,7 @@ from tomoline.stages.benchmark_files import (
 from tomoline.stages.benchmark_plan import make_plan
 from tomoline.stages.checks import CONFIG_FILE, check_run, models_of
 from tomoline.stages.memory import Available
+from tomoline.stages.merge import sifting_threshold
 from tomoline.stages.tile import window_bytes
 from tomoline_slurm import driver, install
 
@@ -110,6 +111,12 @@ wildcard_constraints:
 
 scattergather:
     shards=CONFIG.tiling.shards,
+
+
+@cache
+def sifted_from():
+    """The localizer's threshold that the classifier asks for, if it sifts candidates."""
+    return refused(sifting_threshold, MODELS["localizer"], MODELS["classifier"])
 
 
 def known(function):

@@ -38,7 +38,6 @@ rule merge:
         plan=rules.tile.output.plan,
         volume=rules.prepare.output.volume,
         card=model_file("localizer", "card.yaml"),
-        classifier=model_file("classifier", "card.yaml"),
         shards=gather.shards(
             "results/{{dataset}}/{{tomogram}}/segment/{scatteritem}.h5"
         ),
@@ -60,6 +59,7 @@ rule merge:
         runtime=minutes(2, 0.1),
     params:
         settings=settings_of("merge"),
+        sifted_from=known(lambda wildcards: sifted_from()),
     script:
         "../scripts/merge.py"
 

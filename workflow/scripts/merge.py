@@ -7,5 +7,6 @@ execute(
     inputs=dict(snakemake.input.items()),
     outputs=dict(snakemake.output.items()),
     settings=snakemake.params.settings,
+    params={"sifted_from": snakemake.params.sifted_from},
     log=snakemake.log[0],
 )

@@ -147,7 +147,7 @@ def _expected_precision(table: pd.DataFrame) -> pd.Series[float]:
         raise InputError(
             "export.min_expected_precision",
             expected=f"particles with the column {EXPECTED_PRECISION}",
-            found="none: the localizer's card has no precision curve",
+            found="none: the models' cards have no precision curve",
             remedy="run `tomoline calibrate` on the models, or set export.min_score instead",
         )
     return table[EXPECTED_PRECISION].astype(float)

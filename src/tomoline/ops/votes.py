@@ -37,9 +37,9 @@ class Vote:
     `label` is the index of the class (never 0, the background), `share` its part of the voxels
     that voted, `margin` that part less the runner-up's, `probabilities` the mean softmax of the
     classes 1.. over these voxels, summing to 1. `voters` marks the `voxels` that voted, in the box.
-    Of a subtomogram named as a whole, its views voted; `margin` is then of the two largest
-    probabilities, `voters` marks the place it takes, and `background` is the mean probability that
-    there is no particle at the centre.
+    Of a subtomogram named as a whole its views voted, no voxels; `margin` is then of the two
+    largest probabilities, and `background` the mean probability that there is no particle at the
+    centre.
     """
 
     label: int
@@ -101,7 +101,7 @@ def own_voxels(
     return np.asarray(own)
 
 
-def vote_of_views(views: NDArray[Any], place: NDArray[np.bool_]) -> Vote:
+def vote_of_views(views: NDArray[Any]) -> Vote:
     """Vote of the views of one subtomogram that was named as a whole.
 
     Each view is for the structure it finds most probable. The structure with the largest mean
@@ -111,8 +111,6 @@ def vote_of_views(views: NDArray[Any], place: NDArray[np.bool_]) -> Vote:
     ----------
     views:
         `(V, C)` softmax, channel 0 background.
-    place:
-        `(Z, Y, X)`, the voxels of the box that the particle takes.
     """
     mean = np.asarray(views, np.float64).mean(axis=0)
     structures = mean[1:]
@@ -125,8 +123,8 @@ def vote_of_views(views: NDArray[Any], place: NDArray[np.bool_]) -> Vote:
         share=float(for_each[label] / len(views)),
         margin=float((structures[label] - others.max(initial=0.0)) / total) if total > 0 else 0.0,
         probabilities=structures / total if total > 0 else np.full(len(structures), np.nan),
-        voxels=int(np.count_nonzero(place)),
-        voters=place,
+        voxels=0,
+        voters=np.zeros((0, 0, 0), bool),
         background=float(mean[0]),
     )
 

@@ -51,12 +51,7 @@ def methods_text(*, version: str, localizer: Mapping[str, Any], classifier: Mapp
         else f"labelled voxel by voxel by {_network(classifier)}; the component at the centre "
         f"voted for the particle's class{into}"
     )
-    sifted = (
-        ". From the same network's probability of background and the map's value a logistic "
-        "regression gave the probability that a centre is a particle, from which on it was kept"
-        if classifier.get("sift")
-        else ""
-    )
+    sifted = _sifted(localizer, classifier)
     return (
         f"Particles were found and classified with Tomoline {version}. Tomograms were"
         f"{scale} normalised to zero mean and unit standard deviation, and searched in "
@@ -67,6 +62,19 @@ def methods_text(*, version: str, localizer: Mapping[str, Any], classifier: Mapp
         f"In all, {n_particles:,} particles were kept in {n_tomograms:,} "
         f"tomogram{'' if n_tomograms == 1 else 's'}."
     )
+
+
+def _sifted(localizer: Mapping[str, Any], classifier: Mapping[str, Any]) -> str:
+    """How a classifier of whole subtomograms sifted the candidates, if it did."""
+    if classifier.get("network") not in NAME_WHOLE:
+        return ""
+    fitted = (classifier.get("sift") or {}).get("localizer_sha256")
+    if fitted and fitted == localizer.get("weights_sha256"):
+        return (
+            ". From the same network's probability of background and the map's value a logistic "
+            "regression gave the probability that a centre is a particle, from which on it was kept"
+        )
+    return ". Centres that the same network took for background were left out"
 
 
 def _network(card: Mapping[str, Any]) -> str:

@@ -183,7 +183,8 @@ def _nothing_found(n_kept: int) -> str:
             "If you see particles in the slices below, check three things: that they are dark "
             "there (else set contrast in the data set's file), that the voxel size under “The "
             "tomogram” is right, and that the classifier knows such particles (see the data "
-            "set's page). If all three hold, lower merge.threshold in config/config.yaml.",
+            "set's page). If all three hold, look at the rejects, and lower vote.min_probability "
+            "or, where there are no candidates either, merge.threshold in config/config.yaml.",
         ]
     )
 
@@ -292,9 +293,12 @@ def _classes_html(result: TomogramResult) -> str:
         for head, hint in (
             ("Particles", ""),
             ("Share", "of all particles kept"),
-            ("Score", "median; the localizer's highest probability in the particle"),
+            ("Score", "median; how sure the models are that it is a particle"),
             ("Core size", "median; voxels the localizer marked"),
-            ("Vote share", "median; share of the particle's voxels that voted for its class"),
+            (
+                "Vote share",
+                "median; share of the votes (voxels or views) for its class",
+            ),
             ("Margin", "median; lead over the second class"),
         )
     ]
@@ -322,7 +326,7 @@ def _confidence_html(result: TomogramResult) -> str:
                 {name: _column(part, "score") for name, part in both.items()},
                 title="Scores", label="score", span=(0.0, 1.0),
             ),
-            "Score: how sure the localizer is that something is there (1 is certain). A hump near "
+            "Score: how sure the models are that there is a particle (1 is certain). A hump near "
             "1, well apart from the rest, is what a clear tomogram gives.",
         ),
         pages.figure(
@@ -343,7 +347,8 @@ def _confidence_html(result: TomogramResult) -> str:
             )
             for name, head, label, caption in (
                 ("vote_share", "Vote share", "share of votes",
-                 "Vote share: of the voxels of a particle, how many said its class."),
+                 "Vote share: of the votes on a particle (of its voxels, or of mirrored views of "
+                 "it), how many said its class."),
                 ("margin", "Margin", "lead over the second class",
                  "Margin: the lead of a particle's class over the runner-up. Small margins are "
                  "doubtful classes."),

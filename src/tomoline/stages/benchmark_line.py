@@ -70,9 +70,11 @@ class OwnLine:
 
     def tune(self, cases: Sequence[Case]) -> dict[str, Any]:
         """Threshold, bandwidth and least size, without the classes; or the least probability."""
-        sift = load_card(self.classifier).sift_for(load_card(self.localizer))
-        if sift is not None:
-            return self._tune_sifted(cases, sift.threshold)
+        localizer, classifier = load_card(self.localizer), load_card(self.classifier)
+        if classifier.names_whole:
+            sift = classifier.sift_for(localizer)
+            usual = localizer.threshold if sift is None else sift.threshold
+            return self._tune_sifted(cases, usual or 0.5)
         bandwidths = BANDWIDTHS_VOX[:1] if self.components else BANDWIDTHS_VOX
         tried = combinations(threshold=THRESHOLDS, bandwidth_vox=bandwidths, min_size_vox=SIZES_VOX)
 

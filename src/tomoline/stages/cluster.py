@@ -62,8 +62,7 @@ def run(
     if share > 0.2:
         log.warning("%.0f %% of the volume is marked as particle; is the contrast right?",
                     100 * share)  # fmt: skip
-    accepted = np.array([not reason for reason in reasons], bool)
-    candidates = candidate_statistics(found.score[accepted], found.size_vox[accepted], mask.size)
+    candidates = _usual_candidates(found, reasons, mask, probability, card, settings)
     statistics = _statistics(
         VolumeTransform.load(inputs["transform"]), byte_counts(probability), candidates, card,
         marked=int(np.count_nonzero(mask)),
@@ -79,6 +78,33 @@ def run(
             log.info("%d rejected: %s", number, reason)
 
 
+def _usual_candidates(
+    found: Clusters,
+    reasons: list[str],
+    mask: NDArray[Any],
+    probability: NDArray[Any],
+    card: ModelCard,
+    settings: ClusterSettings,
+) -> dict[str, float]:
+    """Statistics of the candidates that the card speaks of: those at its own threshold.
+
+    A classifier that sifts asks for a lower one, at which noise makes candidates too.
+    """
+    if card.threshold is not None and card.bandwidth_vox is not None:
+        usual = np.asarray(probability) >= card.threshold
+        more = int(np.count_nonzero(mask)) - int(usual.sum())
+        if more > _SAME_MASK * max(int(usual.sum()), 1):
+            usual &= np.asarray(mask) > 0  # what an opening took away stays away
+            found = find_clusters(usual, probability, bandwidth_vox=card.bandwidth_vox)
+            reasons = rejection_reasons(
+                found, mask.shape, min_size_vox=settings.min_size_vox,
+                max_size_vox=settings.max_size_vox, min_score=settings.min_score,
+                border_vox=settings.border_vox,
+            )  # fmt: skip
+    accepted = np.array([not reason for reason in reasons], bool)
+    return candidate_statistics(found.score[accepted], found.size_vox[accepted], mask.size)
+
+
 def _statistics(
     transform: VolumeTransform,
     counts: NDArray[np.int64],
@@ -89,12 +115,12 @@ def _statistics(
 ) -> dict[str, float]:
     """All that is compared with the card; `counts` are the voxels at each byte of probability.
 
-    Where another threshold than the card's, or an opening, made the mask of `marked` voxels, scores
-    and sizes of candidates are not those that the card speaks of, and only their number is kept.
+    Where a higher threshold than the card's, or an opening, made the mask of `marked` voxels,
+    scores and sizes of candidates are not those that the card speaks of: only their number is kept.
     """
     probabilities = probability_statistics(counts, card.threshold or 0.5)
     usual = probabilities["marked_share"] * float(counts.sum())
-    if abs(marked - usual) > _SAME_MASK * max(usual, 1.0):
+    if usual - marked > _SAME_MASK * max(usual, 1.0):
         candidates = {k: v for k, v in candidates.items() if k.startswith("candidates")}
     return {
         "given_voxel_size_angstrom": transform.given_voxel_size_angstrom,

@@ -50,7 +50,7 @@ from tomoline.settings import ClassifySettings, ClusterSettings, SegmentSettings
 from tomoline.simulation.densities import SHREC_CLASSES
 from tomoline.stages.extract import CENTRE_COLUMNS
 from tomoline.stages.vote import votes_of
-from tomoline.training.data import SimulatedSource
+from tomoline.training.data import SEEDS_A_TRAINING, SimulatedSource
 
 log = get_logger(__name__)
 
@@ -293,12 +293,13 @@ def with_sift(
     the least probability are those with the best F1 where each tomogram is judged by the weights
     of all the others.
     """
+    card = card.model_copy(update={"sift": None})  # one of an earlier calibration is none of this
     tried: dict[float, tuple[float, float]] = {}
     for threshold, tomograms in candidates.items():
         table = _sifting_table(tomograms)
         total = sum(len(found.known.centres_zyx) for found, _ in tomograms)
         hits = int(table["hit"].sum())
-        if min(hits, len(table) - hits) < LEAST_OF_EACH or table["tomogram"].nunique() < 2:
+        if min(hits, len(table) - hits) < LEAST_OF_EACH or not _both_kinds_beside(table):
             log.warning("%d candidates at %g, %d of them particles: too few to sift by",
                         len(table), threshold, hits)  # fmt: skip
             continue
@@ -338,6 +339,13 @@ def with_sift(
     )
 
 
+def _both_kinds_beside(table: pd.DataFrame) -> bool:
+    """Whether hits and misses are left whichever tomogram is left out."""
+    counts = table.groupby("tomogram")["hit"].agg(["sum", "count"])
+    hits, misses = counts["sum"], counts["count"] - counts["sum"]
+    return bool((hits.sum() - hits > 0).all() and (misses.sum() - misses > 0).all())
+
+
 def _sifting_table(
     tomograms: Sequence[tuple[Found, Sequence[Vote | None]]],
 ) -> pd.DataFrame:
@@ -352,6 +360,24 @@ def _sifting_table(
     return pd.concat(tables, ignore_index=True)
 
 
+def check_seeds(cards: Sequence[ModelCard], seed: int, count: int) -> None:
+    """Refuse tomograms that a training may have drawn: each has a million seeds of its own.
+
+    Raises
+    ------
+    InputError
+        If one of `count` seeds from `seed` on is in the million of a model's training.
+    """
+    for card in cards:
+        first = int(card.training.get("seed", 1)) * SEEDS_A_TRAINING
+        if first < seed + count and seed < first + SEEDS_A_TRAINING:
+            raise InputError(
+                "--seed", expected=f"none of {first:,} to {first + SEEDS_A_TRAINING - 1:,}, which "
+                f"the training of {card.name} drew from", found=f"{seed:,}",
+                remedy="leave --seed out, or take another million",
+            )  # fmt: skip
+
+
 def simulated(card: ModelCard, densities: Path, *, count: int, seed: int) -> Iterator[Known]:
     """Yield tomograms of the kind a model was trained on, of seeds that begin at `seed`.
 
@@ -362,13 +388,8 @@ def simulated(card: ModelCard, densities: Path, *, count: int, seed: int) -> Ite
     """
     if count == 0:
         return
+    check_seeds([card], seed, count)
     training = card.training
-    least = (int(training.get("seed", 1)) + 1) * 1_000_000
-    if seed < least:
-        raise InputError(
-            "--seed", expected=f"{least} or more, which the training of {card.name} did not reach",
-            found=str(seed), remedy="leave --seed out",
-        )  # fmt: skip
     classes = tuple(training.get("classes") or SHREC_CLASSES)
     ranges = ("snr_range", "voxels_per_particle")
     given: dict[str, Any] = {key: tuple(training[key]) for key in ranges if training.get(key)}
@@ -439,7 +460,7 @@ def calibrate_models(
         assert card.threshold is not None
         one = found_at(card, known, probability, threshold=card.threshold)
         if classifier is not None and classifier.card.names_whole:
-            for threshold in SIFTED_FROM:
+            for threshold in [t for t in SIFTED_FROM if t < card.threshold] or [card.threshold]:
                 more_of = found_at(card, known, probability, threshold=threshold)
                 votes = votes_in(classifier, more_of)
                 sifting.setdefault(threshold, []).append((_light(more_of), votes))

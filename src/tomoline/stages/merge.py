@@ -26,12 +26,18 @@ SETTINGS = MergeSettings
 log = get_logger(__name__)
 
 
-def run(inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, settings: MergeSettings) -> None:
+def run(
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    *,
+    settings: MergeSettings,
+    sifted_from: float | None = None,
+) -> None:
     """Merge one tomogram.
 
-    Inputs `transform`, `plan`, `card` (the localizer's), `classifier` (its card, which may ask for
-    another threshold) and `shards` (HDF5 files of the segment stage); outputs `probability` (MRC,
-    float32) and `mask` (MRC, int8, 0 or 1).
+    Inputs `transform`, `plan`, `card` (the localizer's) and `shards` (HDF5 files of the segment
+    stage); outputs `probability` (MRC, float32) and `mask` (MRC, int8, 0 or 1). `sifted_from` is
+    the threshold that a classifier which sifts asks for (`sifting_threshold`).
     """
     transform = VolumeTransform.load(inputs["transform"])
     plan = TilePlan.load(inputs["plan"])
@@ -41,7 +47,7 @@ def run(inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, settings: Merg
             inputs["plan"], expected=f"a plan of {transform.prepared_shape_zyx} voxels",
             found=f"one of {plan.shape_zyx}", remedy="delete the plan and run again",
         )  # fmt: skip
-    threshold = _threshold(settings, card, inputs)
+    threshold = _threshold(settings, card, inputs, sifted_from)
     # With a halo as long as the network's reach every kept voxel is exact already.
     mask_cut = settings.mask_cut_components and plan.halo_vox < card.receptive_field_vox // 2
     scratch = _scratch(outputs["mask"], plan)
@@ -63,14 +69,24 @@ def run(inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, settings: Merg
         write_volume(outputs["mask"], mask, voxel_size)
 
 
-def _threshold(settings: MergeSettings, card: ModelCard, inputs: Mapping[str, Any]) -> float:
+def sifting_threshold(localizer: str | Path, classifier: str | Path) -> float | None:
+    """The localizer's threshold where the classifier was fitted to sift its candidates."""
+    sift = load_card(classifier).sift_for(load_card(localizer))
+    return None if sift is None else sift.threshold
+
+
+def _threshold(
+    settings: MergeSettings,
+    card: ModelCard,
+    inputs: Mapping[str, Any],
+    sifted_from: float | None,
+) -> float:
     """What is set, else what a classifier that sifts asks for, else the localizer's own."""
     if settings.threshold is not None:
         return settings.threshold
-    sift = load_card(inputs["classifier"]).sift_for(card) if inputs.get("classifier") else None
-    if sift is not None:
-        log.info("the classifier sifts candidates from %g on", sift.threshold)
-        return sift.threshold
+    if sifted_from is not None:
+        log.info("the classifier sifts candidates from %g on", sifted_from)
+        return sifted_from
     if card.threshold is None:
         raise InputError(
             inputs["card"], expected="a localizer's threshold", found="none",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,25 +89,26 @@ def run(
         for reason, result, p in zip(candidates["reason"], judged, sifted.probability, strict=True)
     ]  # fmt: skip
     columns = _place_columns(candidates, transform, tomogram, _binning(transform, dataset))
-    if sifted.by_card:
-        columns["score"] = columns[EXPECTED_PRECISION] = sifted.probability
-    elif localizer.precision_curve is not None:
+    if localizer.precision_curve is not None:
         columns[EXPECTED_PRECISION] = expected_precision(
             candidates["score"].to_numpy(), localizer.precision_curve
         )
+    if sifted.by_card:
+        # What was rejected before keeps the localizer's word, as the classifier never saw it.
+        seen = np.array([vote is not None for vote in judged], bool)
+        usual = columns.get(EXPECTED_PRECISION, columns["score"])
+        columns[EXPECTED_PRECISION] = np.where(seen, sifted.probability, usual)
+        columns["score"] = np.where(seen, sifted.probability, columns["score"])
     table = particle_table(columns | _verdict_columns(verdicts, classes), classes)
     write_particles(outputs["particles"], table)
-    kept = [
-        (centre, found)
-        for row, number, centre in zip(
-            verdicts, candidates["candidate_id"], candidates[CENTRE_COLUMNS].to_numpy(float),
-            strict=True,
-        )
-        if row["status"] == ACCEPTED and (found := votes[number]) is not None
-    ]  # fmt: skip
+    kept = np.array([row["status"] == ACCEPTED for row in verdicts], bool)
+    centres = candidates[CENTRE_COLUMNS].to_numpy(float)[kept]
+    found = [vote for vote, keep in zip(judged, kept, strict=True) if keep and vote is not None]
+    if classifier.names_whole:
+        found = placed(found, centres, candidates["size_vox"].to_numpy()[kept], settings)
     write_compressed_volume(
         outputs["segmentation"],
-        _segmentation(kept, transform.prepared_shape_zyx),
+        _segmentation(list(zip(centres, found, strict=True)), transform.prepared_shape_zyx),
         transform.prepared_voxel_size_angstrom,
     )
     _tell(table)
@@ -154,6 +156,8 @@ def votes_of(
     boxes: LabelledBoxes | NamedBoxes, accepted: pd.DataFrame, settings: VoteSettings
 ) -> list[Vote | None]:
     """One vote a subtomogram; they are read one at a time."""
+    if isinstance(boxes, NamedBoxes):
+        return [vote_of_views(views) for views in boxes.views]
     centres = accepted[CENTRE_COLUMNS].to_numpy(np.float64)
     tree = cKDTree(centres) if len(centres) else None
     found: list[Vote | None] = []
@@ -166,11 +170,6 @@ def votes_of(
         near = [i for i in sorted(tree.query_ball_point(centres[k], 2 * radius)) if i != k]
         centre = boxes.centre_zyx[k]
         others = centres[near] - centres[k] + centre
-        if isinstance(boxes, NamedBoxes):
-            shape = (boxes.box_vox,) * 3
-            place = own_voxels(shape, centre, radius_vox=radius, others_zyx=others)
-            found.append(vote_of_views(boxes.views[k], place))
-            continue
         found.append(
             vote(
                 boxes.labels[k],
@@ -182,6 +181,36 @@ def votes_of(
             )
         )
     return found
+
+
+def placed(
+    votes: Sequence[Vote],
+    centres: NDArray[np.float64],
+    size_vox: NDArray[Any],
+    settings: VoteSettings,
+) -> list[Vote]:
+    """Give particles that were named as wholes the voxels they take in the map of classes.
+
+    That is a ball of the radius within which voxels would vote, less what is nearer to another
+    particle `(n, 3)`; what was sifted out takes none.
+    """
+    radii = [
+        settings.radius_vox or vote_radius(size, centre_radius_vox=settings.centre_radius_vox)
+        for size in size_vox
+    ]
+    tree = cKDTree(centres) if len(centres) else None
+    done = []
+    for k, (found, radius) in enumerate(zip(votes, radii, strict=True)):
+        assert tree is not None
+        edge = 2 * math.ceil(radius) + 3
+        inside = centres[k] - box_starts(centres[k : k + 1], edge)[0]
+        near = [i for i in tree.query_ball_point(centres[k], 2 * radius) if i != k]
+        place = own_voxels(
+            (edge,) * 3, inside, radius_vox=radius,
+            others_zyx=centres[near] - centres[k] + inside,
+        )  # fmt: skip
+        done.append(replace(found, voters=place, voxels=int(np.count_nonzero(place))))
+    return done
 
 
 def _segmentation(

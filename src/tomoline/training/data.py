@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tomoline.errors import InputError
 from tomoline.ops.normalise import normalise
 from tomoline.simulation.densities import Density, load_density
 from tomoline.simulation.tomogram import SimulatedTomogram, random_conditions, simulate_tomogram
 from tomoline.training.augment import random_spectrum
 
 VALIDATION_SEED = 1_000_000_007
+SEEDS_A_TRAINING = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,13 @@ class SimulatedSource:
 
         A pool of many conditions keeps a network from following the last few tomograms.
         """
-        first = self.seed * 1_000_000 + epoch * count
+        first = self.seed * SEEDS_A_TRAINING + epoch * count
+        if (epoch + 1) * count > SEEDS_A_TRAINING:
+            raise InputError(
+                "train", expected=f"at most {SEEDS_A_TRAINING:,} tomograms in a training",
+                found=f"more in part {epoch}", remedy="begin another one (init_from) with another "
+                "train.seed",
+            )  # fmt: skip
         wanted = range(first + count - max(pool, count), first + count)
         self._pool = {k: self._pool[k] if k in self._pool else self._make(k) for k in wanted}
         return list(self._pool.values())

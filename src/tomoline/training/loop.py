@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +26,10 @@ log = get_logger(__name__)
 class Recipe(Protocol):
     """What a network needs to be trained; one for each kind of network."""
 
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+
     def epoch(self, epoch: int) -> Iterable[Mapping[str, Tensor]]:
         """Batches of an epoch; the same epoch gives the same batches."""
 
@@ -42,6 +47,12 @@ def learning_rate(options: TrainOptions, progress: float) -> float:
         return options.learning_rate * warm * float(0.1 ** (progress // options.step_epochs))
     done = min(1.0, progress / options.max_epochs)
     return options.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _processor_time() -> float:
+    """Seconds of this process and of its workers that have ended, as those of an epoch have."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 class Trainer:
@@ -65,9 +76,9 @@ class Trainer:
         started, first = time.monotonic(), self.next_epoch
         last = self.options.stop_epochs or self.options.max_epochs
         while self.next_epoch < last and not (self._stale() or self._spent()):
-            epoch, begun = self.next_epoch, time.process_time()
+            epoch, begun = self.next_epoch, _processor_time()
             row: dict[str, Any] = {"epoch": epoch, **self._train_epoch(epoch)}
-            self.processor_s += time.process_time() - begun
+            self.processor_s += _processor_time() - begun
             if self._is_validation_epoch(epoch) or self._spent():
                 row.update({f"val_{k}": v for k, v in self._validate().items()})
                 if row["val_loss"] < self.best:
@@ -112,11 +123,10 @@ class Trainer:
         log.info("going on after epoch %d", self.next_epoch)
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
-        total, count = 0.0, 0
+        total, count, rate = 0.0, 0, 0.0
         self.network.train()
-        batches = list(self.recipe.epoch(epoch))
-        for k, batch in enumerate(batches):
-            rate = learning_rate(self.options, epoch + k / len(batches))
+        for k, batch in enumerate(self.recipe.epoch(epoch)):
+            rate = learning_rate(self.options, epoch + k / self.recipe.steps)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             self.optimiser.zero_grad(set_to_none=True)
@@ -135,7 +145,13 @@ class Trainer:
             self.voxels_seen += batch["volume"].numel()
             self._update_average()
             total, count = total + float(loss.detach()), count + 1
-        return {"loss": total / max(count, 1), "learning_rate": rate}
+        if count < self.recipe.steps:
+            raise InputError(
+                "train", expected=f"{self.recipe.steps} batches in epoch {epoch}",
+                found=str(count),
+                remedy="lower train.steps_per_epoch, or raise the number of tomograms",
+            )  # fmt: skip
+        return {"loss": total / count, "learning_rate": rate}
 
     def _update_average(self) -> None:
         decay = min(self.options.average_decay, (1 + self.steps) / (10 + self.steps))

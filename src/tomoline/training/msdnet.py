@@ -66,6 +66,11 @@ class MSDNetRecipe:
         self.core_alpha = torch.tensor([1.0, options.core_alpha])
         self._held_out: list[TrainingVolume] | None = None
 
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return self.options.steps_per_epoch
+
     def epoch(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
         """Random windows of the epoch's tomograms."""
         o = self.options

@@ -147,7 +147,8 @@ def chunk(source: Source, options: SubtomogramOptions, number: int) -> Boxes:
     o = options
     rng = np.random.default_rng([o.seed, number, 7])
     parts = []
-    for volume in source.volumes(number, o.chunk_volumes):
+    for k in range(o.chunk_volumes):  # one at a time, as those of folders are large
+        (volume,) = source.volumes(number * o.chunk_volumes + k, 1)
         picked = picked_candidates(volume, o, rng)
         for _ in range(o.views_per_particle):
             candidates = candidates_of(volume, picked, o, rng)
@@ -166,6 +167,11 @@ class SubtomogramRecipe:
     def __init__(self, source: Source, classes: int, options: SubtomogramOptions) -> None:
         self.source, self.classes, self.options = source, classes, options
         self._held_out: Boxes | None = None
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return self.options.steps_per_epoch
 
     def epoch(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
         """Batches of an epoch's own tomograms, made by other processes meanwhile.

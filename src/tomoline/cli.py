@@ -516,7 +516,6 @@ def calibrate_command(arguments: argparse.Namespace) -> int:
     from tomoline.stages.confidence import (  # noqa: PLC0415
         MORE_TOMOGRAMS,
         calibrate_models,
-        check_seeds,
         format_calibration,
         from_folders,
         simulated,
@@ -533,24 +532,24 @@ def calibrate_command(arguments: argparse.Namespace) -> int:
         Path(name) if Path(name).exists() else _models_folder(arguments.project) / name
         for name in arguments.models
     ]
-    card = next((c for c in map(load_card, given) if c.role == "localizer"), load_card(given[0]))
+    cards = [load_card(folder) for folder in given]
+    card = next((c for c in cards if c.role == "localizer"), cards[0])
     densities, first = arguments.project / "resources" / "densities", arguments.seed
     between = first + arguments.simulate
-    check_seeds([load_card(folder) for folder in given], first, arguments.simulate + grey)
     if arguments.folders:
         tomograms = from_folders(card, arguments.folders)
         sources = ["SHREC folders " + ", ".join(folder.name for folder in arguments.folders)]
     else:
-        tomograms = simulated(card, densities, count=arguments.simulate, seed=first)
+        tomograms = simulated(card, densities, count=arguments.simulate, seed=first, others=cards)
         sources = [f"simulated tomograms, seeds {first} to {between - 1}"] * seeded
     if grey:
         sources.append(f"grey values of simulated tomograms, seeds {between} to "
                        f"{between + grey - 1}")  # fmt: skip
-    more = simulated(card, densities, count=grey, seed=between)
+    more = simulated(card, densities, count=grey, seed=between, others=cards)
     with job_log(None):
         source = "; ".join(sources) + "; none was trained on"
-        cards = calibrate_models(given, tomograms, source=source, more=more)
-    print(format_calibration(cards), end="")
+        written = calibrate_models(given, tomograms, source=source, more=more)
+    print(format_calibration(written), end="")
     return 0
 
 

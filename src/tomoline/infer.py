@@ -73,13 +73,18 @@ class Runner:
     def _mean(self, x: Tensor, once: Callable[[Tensor], Tensor]) -> Tensor:
         """Mean over flips of what `once` says."""
         total: Tensor | None = None
-        for axes in FLIP_AXES[: self.flips]:
-            turned = (x.flip(axes) if axes else x).to(self.dtype)
-            p = once(turned.contiguous(memory_format=torch.channels_last_3d))
+        for axes, turned in self._turned(x):
+            p = once(turned)
             p = p.flip(axes) if axes else p
             total = p if total is None else total.add_(p)
         assert total is not None
         return total.div_(self.flips)
+
+    def _turned(self, x: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """The flips' axes, and `(B, 1, Z, Y, X)` flipped, as the network takes it."""
+        for axes in FLIP_AXES[: self.flips]:
+            turned = (x.flip(axes) if axes else x).to(self.dtype)
+            yield axes, turned.contiguous(memory_format=torch.channels_last_3d)
 
     def _once(self, x: Tensor) -> Tensor:
         if self._packed is not None:
@@ -109,11 +114,7 @@ class Runner:
         Class probabilities `(B, flips, C)`, float32.
         """
         with torch.inference_mode():
-            named = [
-                self._once((x.flip(axes) if axes else x).to(self.dtype))
-                for axes in FLIP_AXES[: self.flips]
-            ]
-            return torch.stack(named, 1)
+            return torch.stack([self._once(turned) for _, turned in self._turned(x)], 1)
 
 
 def as_bytes(p: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +25,13 @@ class Kernel(Protocol):
 def plain_convolve(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
     """PyTorch's own convolution; weight `(K, C, 3, 3, 3)` in the input's precision."""
     return F.conv3d(x, weight.to(x.dtype), bias.to(x.dtype), padding=dilation, dilation=dilation)
+
+
+def autocast_like(x: Tensor) -> AbstractContextManager[Any]:
+    """Layers within take their weights in the type of `x`, where that is a low precision."""
+    if x.dtype in (torch.bfloat16, torch.float16):
+        return torch.autocast(x.device.type, x.dtype)
+    return nullcontext()
 
 
 def count_parameters(module: torch.nn.Module) -> int:

@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tomoline.networks.blocks import autocast_like
 
 Stem = Literal["pooled", "strided"]
 
@@ -67,10 +68,7 @@ class DSMNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, classes)` of subtomograms `(B, in_channels, Z, Y, X)`."""
-        if x.dtype not in (torch.bfloat16, torch.float16):
-            return self._logits(x)
-        # The weights stay as they are; each convolution takes them in the input's type.
-        with torch.autocast(x.device.type, x.dtype):
+        with autocast_like(x):
             return self._logits(x)
 
     def features(self, x: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tomoline.networks.blocks import autocast_like
+
 DOWN, LOWEST, UP = 2, 4, 2  # convolutions at a level going down, at the lowest, going up
 
 
@@ -63,10 +65,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, classes, Z, Y, X)` of volumes `(B, in_channels, Z, Y, X)`."""
-        if x.dtype not in (torch.bfloat16, torch.float16):
-            return self._logits(x)
-        # The weights stay as they are; each convolution takes them in the input's type.
-        with torch.autocast(x.device.type, x.dtype):
+        with autocast_like(x):
             return self._logits(x)
 
     def _logits(self, x: Tensor) -> Tensor:

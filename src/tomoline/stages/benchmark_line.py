@@ -20,19 +20,20 @@ import torch
 from tomoline.contracts import VolumeTransform
 from tomoline.io.atomic import atomic_stream
 from tomoline.io.mrc import open_volume
-from tomoline.io.tables import ACCEPTED, REJECTED, candidate_table, read_particles, write_candidates
+from tomoline.io.tables import ACCEPTED, read_particles, write_candidates
 from tomoline.networks.cards import CARD, load_card
-from tomoline.ops.clusters import Clusters, connected_clusters, find_clusters, rejection_reasons
+from tomoline.ops.clusters import Clusters, connected_clusters, find_clusters
 from tomoline.peers.base import SIZES_VOX, Case, Found, Scene, Tuned, best_of, combinations
 from tomoline.settings import (
     ClassifySettings,
+    ClusterSettings,
     ExtractSettings,
     MergeSettings,
     SegmentSettings,
     TilingSettings,
     VoteSettings,
 )
-from tomoline.stages import classify, extract, merge, segment, tile, vote
+from tomoline.stages import classify, cluster, extract, merge, segment, tile, vote
 
 # As `train` tries them for a model's card.
 THRESHOLDS = tuple(round(0.3 + 0.05 * k, 3) for k in range(14))  # 0.3 to 0.95
@@ -128,11 +129,9 @@ class OwnLine:
         }  # fmt: skip
         given |= {name: str(scene.work / file) for name, file in files.items()}
         shape = open_volume(scene.volume).shape
-        reasons = rejection_reasons(
-            found, shape, min_size_vox=int(tuned["min_size_vox"]), max_size_vox=None,
-            min_score=0.0, border_vox=0,
-        )  # fmt: skip
-        write_candidates(given["candidates"], _table(found, reasons))
+        own = ClusterSettings(min_size_vox=int(tuned["min_size_vox"]), border_vox=0)
+        reasons = cluster.reasons_of(found, shape, own)
+        write_candidates(given["candidates"], cluster.table_of(found, reasons))
         extract.run(given, given, settings=ExtractSettings())
         classify.run(given, given, settings=ClassifySettings())
         least = tuned.get("min_probability")
@@ -167,20 +166,3 @@ def _clusters(response: Path, threshold: float, bandwidth_vox: float | None) -> 
 def _probability(response: Path) -> Any:
     with h5py.File(response, "r") as file:
         return file["particle"][...] / np.float32(255)
-
-
-def _table(found: Clusters, reasons: list[str]) -> Any:
-    z, y, x = found.centres.T
-    return candidate_table(
-        {
-            "candidate_id": np.arange(1, len(reasons) + 1),
-            "z_prepared_vox": z,
-            "y_prepared_vox": y,
-            "x_prepared_vox": x,
-            "status": [REJECTED if reason else ACCEPTED for reason in reasons],
-            "reason": reasons,
-            "score": found.score,
-            "mean_probability": found.mean_probability,
-            "size_vox": found.size_vox,
-        }
-    )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from tomoline.contracts import STATISTICS, VolumeTransform
@@ -53,20 +54,16 @@ def run(
         mask, probability, bandwidth_vox=bandwidth, split_above_vox=settings.split_above_vox,
         merge_distance_vox=settings.merge_distance_vox,
     )  # fmt: skip
-    reasons = rejection_reasons(
-        found, mask.shape, min_size_vox=settings.min_size_vox, max_size_vox=settings.max_size_vox,
-        min_score=settings.min_score, border_vox=settings.border_vox,
-    )  # fmt: skip
-    write_candidates(outputs["candidates"], _table(found, reasons))
+    reasons = reasons_of(found, mask.shape, settings)
+    write_candidates(outputs["candidates"], table_of(found, reasons))
     share = int(found.size_vox.sum()) / mask.size
     if share > 0.2:
         log.warning("%.0f %% of the volume is marked as particle; is the contrast right?",
                     100 * share)  # fmt: skip
-    candidates = _usual_candidates(found, reasons, mask, probability, card, settings)
-    statistics = _statistics(
-        VolumeTransform.load(inputs["transform"]), byte_counts(probability), candidates, card,
-        marked=int(np.count_nonzero(mask)),
-    )  # fmt: skip
+    statistics = {
+        **_volume_statistics(VolumeTransform.load(inputs["transform"]), probability, card),
+        **_candidate_statistics(found, reasons, mask, probability, card, settings),
+    }
     verdict = judge(statistics, card)
     write_json(outputs["domain"], to_json(statistics, verdict))
     tell = log.warning if verdict.in_domain in ("doubtful", "no") else log.info
@@ -78,7 +75,26 @@ def run(
             log.info("%d rejected: %s", number, reason)
 
 
-def _usual_candidates(
+def reasons_of(found: Clusters, shape_zyx: tuple[int, ...], settings: ClusterSettings) -> list[str]:
+    """Why each cluster is no candidate; empty for those that are."""
+    return rejection_reasons(
+        found, shape_zyx, min_size_vox=settings.min_size_vox, max_size_vox=settings.max_size_vox,
+        min_score=settings.min_score, border_vox=settings.border_vox,
+    )  # fmt: skip
+
+
+def _volume_statistics(
+    transform: VolumeTransform, probability: NDArray[Any], card: ModelCard
+) -> dict[str, float]:
+    """What the voxels tell of the tomogram, to be compared with the card."""
+    return {
+        "given_voxel_size_angstrom": transform.given_voxel_size_angstrom,
+        **transform.quality.get(STATISTICS, {}),
+        **probability_statistics(byte_counts(probability), card.threshold or 0.5),
+    }
+
+
+def _candidate_statistics(
     found: Clusters,
     reasons: list[str],
     mask: NDArray[Any],
@@ -86,51 +102,27 @@ def _usual_candidates(
     card: ModelCard,
     settings: ClusterSettings,
 ) -> dict[str, float]:
-    """Statistics of the candidates that the card speaks of: those at its own threshold.
+    """What the candidates at the card's own threshold tell, which is what the card speaks of.
 
-    A classifier that sifts asks for a lower one, at which noise makes candidates too.
+    A lower threshold, which a classifier that sifts asks for, makes candidates of noise too. From a
+    mask of a higher one, or after an opening, only their number is known.
     """
-    if card.threshold is not None and card.bandwidth_vox is not None:
-        usual = np.asarray(probability) >= card.threshold
-        more = int(np.count_nonzero(mask)) - int(usual.sum())
-        if more > _SAME_MASK * max(int(usual.sum()), 1):
-            usual &= np.asarray(mask) > 0  # what an opening took away stays away
-            found = find_clusters(usual, probability, bandwidth_vox=card.bandwidth_vox)
-            reasons = rejection_reasons(
-                found, mask.shape, min_size_vox=settings.min_size_vox,
-                max_size_vox=settings.max_size_vox, min_score=settings.min_score,
-                border_vox=settings.border_vox,
-            )  # fmt: skip
+    marked = np.asarray(mask) > 0
+    usual = np.asarray(probability) >= (card.threshold or 0.5)
+    more, slack = int(marked.sum()) - int(usual.sum()), _SAME_MASK * max(int(usual.sum()), 1)
+    if more > slack and card.bandwidth_vox is not None:
+        usual &= marked  # what an opening took away stays away
+        found = find_clusters(usual, probability, bandwidth_vox=card.bandwidth_vox)
+        reasons = reasons_of(found, mask.shape, settings)
     accepted = np.array([not reason for reason in reasons], bool)
-    return candidate_statistics(found.score[accepted], found.size_vox[accepted], mask.size)
+    told = candidate_statistics(found.score[accepted], found.size_vox[accepted], mask.size)
+    if -more > slack:
+        return {key: value for key, value in told.items() if key.startswith("candidates")}
+    return told
 
 
-def _statistics(
-    transform: VolumeTransform,
-    counts: NDArray[np.int64],
-    candidates: Mapping[str, float],
-    card: ModelCard,
-    *,
-    marked: int,
-) -> dict[str, float]:
-    """All that is compared with the card; `counts` are the voxels at each byte of probability.
-
-    Where a higher threshold than the card's, or an opening, made the mask of `marked` voxels,
-    scores and sizes of candidates are not those that the card speaks of: only their number is kept.
-    """
-    probabilities = probability_statistics(counts, card.threshold or 0.5)
-    usual = probabilities["marked_share"] * float(counts.sum())
-    if usual - marked > _SAME_MASK * max(usual, 1.0):
-        candidates = {k: v for k, v in candidates.items() if k.startswith("candidates")}
-    return {
-        "given_voxel_size_angstrom": transform.given_voxel_size_angstrom,
-        **transform.quality.get(STATISTICS, {}),
-        **probabilities,
-        **candidates,
-    }
-
-
-def _table(found: Clusters, reasons: list[str]) -> Any:
+def table_of(found: Clusters, reasons: list[str]) -> pd.DataFrame:
+    """The candidates' table of these clusters."""
     z, y, x = found.centres.T
     return candidate_table(
         {

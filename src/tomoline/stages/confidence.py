@@ -36,7 +36,7 @@ from tomoline.io.mrc import open_volume, read_header
 from tomoline.io.subtomograms import LabelledBoxes, NamedBoxes
 from tomoline.log import get_logger
 from tomoline.networks.cards import ModelCard, Sift, load_card, write_card
-from tomoline.ops.clusters import find_clusters, rejection_reasons
+from tomoline.ops.clusters import find_clusters
 from tomoline.ops.normalise import normalise
 from tomoline.ops.patches import box_starts, cut_patches, volume_mean
 from tomoline.ops.statistics import (
@@ -48,6 +48,7 @@ from tomoline.ops.statistics import (
 from tomoline.ops.votes import Vote
 from tomoline.settings import ClassifySettings, ClusterSettings, SegmentSettings, VoteSettings
 from tomoline.simulation.densities import SHREC_CLASSES
+from tomoline.stages.cluster import reasons_of
 from tomoline.stages.extract import CENTRE_COLUMNS
 from tomoline.stages.vote import votes_of
 from tomoline.training.data import SEEDS_A_TRAINING, SimulatedSource
@@ -126,12 +127,7 @@ def found_at(
     assert card.threshold is not None and card.bandwidth_vox is not None
     mask = probability >= threshold
     clusters = find_clusters(mask, probability, bandwidth_vox=card.bandwidth_vox)
-    defaults = ClusterSettings()
-    reasons = rejection_reasons(
-        clusters, mask.shape, min_size_vox=defaults.min_size_vox,
-        max_size_vox=defaults.max_size_vox, min_score=defaults.min_score,
-        border_vox=defaults.border_vox,
-    )  # fmt: skip
+    reasons = reasons_of(clusters, mask.shape, ClusterSettings())
     kept = np.array([not reason for reason in reasons], bool)
     centres, score, size = (a[kept] for a in (clusters.centres, clusters.score, clusters.size_vox))
     statistics = {
@@ -378,8 +374,12 @@ def check_seeds(cards: Sequence[ModelCard], seed: int, count: int) -> None:
             )  # fmt: skip
 
 
-def simulated(card: ModelCard, densities: Path, *, count: int, seed: int) -> Iterator[Known]:
+def simulated(
+    card: ModelCard, densities: Path, *, count: int, seed: int, others: Sequence[ModelCard] = ()
+) -> Iterator[Known]:
     """Yield tomograms of the kind a model was trained on, of seeds that begin at `seed`.
+
+    `others` are further models that must not have been trained on them.
 
     Raises
     ------
@@ -388,7 +388,7 @@ def simulated(card: ModelCard, densities: Path, *, count: int, seed: int) -> Ite
     """
     if count == 0:
         return
-    check_seeds([card], seed, count)
+    check_seeds([card, *others], seed, count)
     training = card.training
     classes = tuple(training.get("classes") or SHREC_CLASSES)
     ranges = ("snr_range", "voxels_per_particle")

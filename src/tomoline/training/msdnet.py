@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tomoline.training.augment import random_crop, random_flip, random_intensity
 from tomoline.training.data import TrainingVolume
+from tomoline.training.forward import logits_of
 from tomoline.training.losses import radius_weights, tversky_loss, weighted_focal_loss
 
 Task = Literal["localizer", "classifier", "joint"]
@@ -120,10 +121,8 @@ class MSDNetRecipe:
         return weighted_focal_loss(logits, target, alpha, self.options.gamma)
 
     def _logits(self, network: nn.Module, volume: Tensor) -> Tensor:
-        dtype = getattr(torch, self.options.precision)
-        moved = volume.to(self.options.device, dtype)
-        logits: Tensor = network(moved.contiguous(memory_format=torch.channels_last_3d))
-        return logits.float()
+        o = self.options
+        return logits_of(network, volume, device=o.device, precision=o.precision)
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Loss, core overlap (Dice) and class accuracy at the true masks, on held-out tomograms."""

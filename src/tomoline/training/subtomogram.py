@@ -26,6 +26,7 @@ from tomoline.ops.patches import cut_patches, volume_mean
 from tomoline.ops.picking import dog_picks
 from tomoline.training.augment import random_flip, random_intensity
 from tomoline.training.data import TrainingVolume
+from tomoline.training.forward import logits_of
 from tomoline.training.msdnet import Source
 
 DOG_SCALES_VOX = (1.8, 3.6)
@@ -215,10 +216,8 @@ class SubtomogramRecipe:
         )  # fmt: skip
 
     def _logits(self, network: nn.Module, volume: Tensor) -> Tensor:
-        dtype = getattr(torch, self.options.precision)
-        moved = volume.to(self.options.device, dtype)
-        logits: Tensor = network(moved.contiguous(memory_format=torch.channels_last_3d))
-        return logits.float()
+        o = self.options
+        return logits_of(network, volume, device=o.device, precision=o.precision)
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Loss, mean accuracy of the classes, and of sifting, at one draw of held-out candidates.

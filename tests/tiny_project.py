@@ -16,7 +16,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from tomoline.networks.cards import ModelCard
+from tomoline.networks.cards import ModelCard, Sift
+from tomoline.networks.dsmnet import DSMNet
 from tomoline.networks.msdnet import MSDNet
 from tomoline.networks.weights import save_model
 from tomoline.stages.onboard import Request, onboard
@@ -57,12 +58,59 @@ def save_threshold_network(folder: Path, role: str, classes: Sequence[str], **sh
     save_model(folder, card, state)
 
 
-def balls(centres_zyx: Sequence[Sequence[float]], *, seed: int) -> NDArray[np.float32]:
-    """A volume (40, 48, 56) of weak noise with dark balls."""
+def save_whole_network(folder: Path, classes: Sequence[str], *, sift: Sift | None = None) -> None:
+    """Write a classifier of whole subtomograms: enough dark voxels are the first class.
+
+    Each layer hands on, or sums, what lies below 6 deviations, so the feature grows with the
+    volume of the dark structure: a ball of 4 voxels' radius lies far above the class's threshold,
+    one of 2 as far below it.
+    """
+    parameters: dict[str, Any] = {
+        "classes": len(classes), "maps": [1, 1, 1], "features": 1, "dropout": 0.0,
+        "stem": "strided",
+    }  # fmt: skip
+    network = DSMNet(in_channels=1, **parameters)
+    state = {key: torch.zeros_like(value) for key, value in network.state_dict().items()}
+    for key in state:
+        if key.endswith("running_var") or ("norm" in key and key.endswith("weight")):
+            state[key] += 1.0
+    state["first.weight"][0, 0, 2, 2, 2] = -1.0  # dark is positive
+    state["first_norm.running_mean"] += 6.0
+    for k in range(2):
+        state[f"halve.{k}.0.weight"] += 1 / 27
+        state[f"halve.{k}.1.weight"] += 1.0
+    state["to_features.weight"] += 1.0
+    state["last.weight"][1, 0] = 80.0
+    state["last.bias"][1] = -5.0
+    state["last.bias"][2:] = -99.0
+    card = ModelCard(
+        name=folder.name,
+        network="dsmnet",
+        parameters=parameters,
+        role="classifier",
+        classes=list(classes),
+        voxel_size_angstrom=VOXEL_SIZE,
+        voxel_size_range_angstrom=(8.0, 12.0),
+        box_vox=16,
+        receptive_field_vox=16,
+        n_parameters=1,
+        sift=sift,
+    )
+    save_model(folder, card, state)
+
+
+def balls(
+    centres_zyx: Sequence[Sequence[float]],
+    *,
+    seed: int,
+    specks_zyx: Sequence[Sequence[float]] = (),
+) -> NDArray[np.float32]:
+    """A volume (40, 48, 56) of weak noise with dark balls, and specks of half their radius."""
     grid = np.moveaxis(np.indices((40, 48, 56)), 0, -1)
     volume = np.random.default_rng(seed).normal(0, 0.1, (40, 48, 56))
-    for centre in centres_zyx:
-        volume[np.linalg.norm(grid - centre, axis=-1) <= RADIUS] -= 3.0
+    for radius, centres in ((RADIUS, centres_zyx), (RADIUS / 2, specks_zyx)):
+        for centre in centres:
+            volume[np.linalg.norm(grid - centre, axis=-1) <= radius] -= 3.0
     return volume.astype(np.float32)
 
 

@@ -13,10 +13,12 @@ import yaml
 
 from tomoline import cli
 from tomoline.errors import InputError
+from tomoline.infer import batched, make_runner
 from tomoline.io.mrc import write_volume
 from tomoline.networks.cards import ModelCard
 from tomoline.networks.registry import build
 from tomoline.networks.weights import save_model
+from tomoline.settings import ClassifySettings
 from tomoline.stages.project import init_project
 
 PARAMETERS = {"depth": 3, "width": 2, "max_dilation": 3, "classes": 2}
@@ -207,6 +209,29 @@ def test_init_works_on_the_real_repository(
     assert (tmp_path / "p/config/config.yaml").is_file()
     assert (tmp_path / "p/Snakefile").is_file()
     assert "tomoline onboard" in capsys.readouterr().out
+
+
+def test_train_makes_a_classifier_of_wholes(tmp_path, capsys):
+    densities = Path(__file__).parents[2] / "resources" / "densities"
+    (tmp_path / "resources").mkdir()
+    (tmp_path / "resources" / "densities").symlink_to(densities)
+    recipe = {
+        "name": "tiny", "network": "dsmnet", "task": "classifier", "classes": ["1bxn", "3qm1"],
+        "dsmnet": {"maps": [2, 3, 4], "features": 8, "stem": "strided", "dropout": 0.1},
+        "candidates": {"chunk_volumes": 1, "workers": 0}, "shape_zyx": [32, 48, 48],
+        "batch_size": 4, "steps_per_epoch": 2, "validation_volumes": 1, "max_epochs": 1,
+        "box_vox": 16, "device": "cpu", "precision": "float32",
+    }  # fmt: skip
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump({"train": recipe}))
+    assert cli.main(["train", str(file), "--project", str(tmp_path)]) == 0
+    folder = tmp_path / "results" / "models" / "tiny-classifier"
+    card = yaml.safe_load((folder / "card.yaml").read_text())
+    assert card["classes"] == ["background", "1bxn", "3qm1"] and card["network"] == "dsmnet"
+    runner = make_runner(folder, ClassifySettings(device="cpu"))
+    boxes = np.zeros((3, 16, 16, 16), np.float32)
+    assert np.array(list(batched(runner, boxes, batch_size=2))).shape[0] == 3
+    assert not (tmp_path / "results" / "models" / "tiny-localizer").exists()
 
 
 def test_train_makes_models_that_load_and_goes_on_where_it_stopped(tmp_path, capsys):

@@ -1,12 +1,13 @@
 """`tomoline calibrate` on tomograms whose answer can be calculated."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_project import save_threshold_network, write_tomogram
+from tiny_project import save_threshold_network, save_whole_network, write_tomogram
 
 from tomoline import cli
 from tomoline.errors import InputError
@@ -26,14 +27,18 @@ PLACES = [(z, y, x) for z in (7, 20) for y in (8, 28, 48) for x in (8, 28, 48)]
 RADIUS = 3.0
 
 
-def write_folder(folder: Path, seed: int, *, listed: int = 16, first: int = 12) -> None:
-    """18 dark balls, of which `listed` are particles, `first` of them of the first class."""
+def write_folder(
+    folder: Path, seed: int, *, listed: int = 16, first: int = 12, small: int = 0
+) -> None:
+    """18 dark balls, of which `listed` are particles, `first` of them of the first class; the
+    last `small` have half the radius."""
     rng = np.random.default_rng(seed)
     volume, grid = rng.normal(0, 0.1, SHAPE), np.indices(SHAPE)
     centres = np.array(PLACES) + rng.uniform(-1, 1, (len(PLACES), 3))
-    for centre in centres:
+    for k, centre in enumerate(centres):
         square = sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True))
-        volume[square <= RADIUS**2] -= 3.0
+        radius = RADIUS if k < len(centres) - small else RADIUS / 2
+        volume[square <= radius**2] -= 3.0
     folder.mkdir(parents=True)
     write_tomogram(folder / "reconstruction.mrc", volume.astype(np.float32))
     lines = [
@@ -181,3 +186,34 @@ def test_too_few_candidates_sift_nothing(models: Path) -> None:
     localizer, classifier = load_card(models / "loc"), load_card(models / "cls")
     one = {0.5: [opinions(0, informed=True)]}  # a single tomogram
     assert confidence.with_sift(classifier, localizer, one) == classifier
+
+
+def test_of_thresholds_that_are_as_good_the_highest_is_taken(models: Path) -> None:
+    localizer, classifier = load_card(models / "loc"), load_card(models / "cls")
+    same = [opinions(k, informed=True) for k in range(3)]
+    sift = confidence.with_sift(classifier, localizer, {0.5: same, 0.6: same}).sift
+    assert sift is not None and sift.threshold == 0.6
+    # One particle more in the truth of 120: F1 falls by 0.004, more than the choice overlooks.
+    found, votes = same[0]
+    more = replace(found.known, centres_zyx=np.zeros((42, 3)), classes=["dark"] * 42)
+    worse = [(replace(found, known=more), votes), *same[1:]]
+    sift = confidence.with_sift(classifier, localizer, {0.5: same, 0.6: worse}).sift
+    assert sift is not None and sift.threshold == 0.5
+
+
+def test_a_classifier_of_wholes_is_fitted_to_what_the_localizer_finds(models, tmp_path, capsys):
+    """5 of 18 dark spots a tomogram are specks: the localizer takes them, the classifier not."""
+    save_whole_network(models / "whole", ["background", "dark", "light"])
+    for k in range(5):
+        write_folder(tmp_path / f"model_{k}", k, listed=13, first=13, small=5)
+    folders = [str(tmp_path / f"model_{k}") for k in range(5)]
+    arguments = ["calibrate", "loc", "whole", "--project", str(tmp_path), "--folders", *folders]
+    assert cli.main(arguments) == 0
+    localizer, whole = load_card(models / "loc"), load_card(models / "whole")
+    assert localizer.metrics["calibration"]["precision"] == pytest.approx(13 / 18, abs=1e-4)
+    sift = whole.sift_for(localizer)
+    assert sift is not None and sift.threshold == localizer.threshold and sift.background > 0
+    assert whole.metrics["calibration"]["f1_sifted"] == 1.0
+    assert not whole.not_fitted(localizer)
+    said = capsys.readouterr().out
+    assert "particles from a probability of" in said

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tiny_project import make_project, save_whole_network
 
 from tomoline.stages import doctor
 from tomoline.stages.doctor import Check, checks_json, examine, exit_code, format_checks
@@ -54,6 +55,15 @@ def test_missing_weights_are_broken_and_say_where(tmp_path: Path) -> None:
     assert exit_code(checks) == 1
     assert "cannot run here: mend localizer, classifier" in format_checks(checks)
     assert json.loads(checks_json(checks))["works"] is False
+
+
+def test_a_classifier_that_was_not_fitted_to_the_localizer_is_weak(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    assert "sift" not in [check.name for check in examine(project.folder)]
+    save_whole_network(project.folder / "models" / "dsmnet-classifier", ["background", "ball"])
+    (check,) = [check for check in examine(project.folder) if check.name == "sift"]
+    assert check.state == "weak"
+    assert "tomoline calibrate msdnet-localizer dsmnet-classifier" in check.found
 
 
 def test_only_what_is_broken_counts() -> None:

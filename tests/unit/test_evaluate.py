@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_project import save_whole_network
 
 from tomoline.contracts import PARTICLE_COLUMNS, VolumeTransform
 from tomoline.errors import InputError
@@ -234,6 +235,12 @@ def test_map_of_voxel_classes_is_scored_on_the_prepared_grid(scale: float, tmp_p
     assert found["va"] == pytest.approx(1 - ball / everything, abs=1e-6)
     assert found["mva"] == pytest.approx((1 + 1 + 0.5) / 3, abs=1e-6)
     assert found["miou"] == pytest.approx((1 + 2 / 3 + 1 / 2) / 3, abs=1e-6)
+    assert found["of"] == "the voxels that voted"
+    save_whole_network(tmp_path / "whole", ["background", "1bxn", "4v94"])
+    more = {"segmentation": f"{tmp_path}/segmentation.mrc", "classifier": f"{tmp_path}/whole"}
+    evaluate.run(inputs | more, wanted, settings=EvaluateSettings(dog_picker=False))
+    found = json.loads(wanted["evaluation"].read_text())["segmentation"]
+    assert found["of"] == "balls about the centres"
 
 
 def test_stage_says_what_scores_and_probabilities_were_worth(tmp_path: Path) -> None:

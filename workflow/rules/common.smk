@@ -12,6 +12,7 @@ from pathlib import Path
 import smart_open
 from snakemake.common import overwrite_function_params
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 from snakemake.resources import Resource
 
 from tomoline.errors import TomolineError
@@ -80,7 +81,8 @@ BRANCH = BRANCHES.intersection(sys.argv)
 
 # Refuse what can be refused now, before the first job.
 if workflow.is_main_process and not BRANCH:
-    run()
+    if warning := run().warning:
+        logger.warning(warning)
 
 # On a cluster a tomogram takes three jobs: `prepare`; `network`, on a GPU; `results`. With shards
 # each shard is a job of its own, and the plan that they share is made before them, with a shard's

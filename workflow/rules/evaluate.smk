@@ -8,6 +8,7 @@ rule evaluate:
         segmentation=rules.vote.output.segmentation,
         transform=rules.prepare.output.transform,
         volume=rules.prepare.output.volume,
+        classifier=rules.vote.input.classifier,
     output:
         evaluation=f"{TOMOGRAM}/evaluation.json",
         classes=f"{TOMOGRAM}/evaluation_classes.csv",

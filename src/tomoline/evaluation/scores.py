@@ -79,6 +79,7 @@ class Evaluation:
     czii: FBeta | None
     dog: PickerScores | None = None
     segmentation: SegmentationScores | None = None
+    segmentation_of: str = "the voxels that voted"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers for evaluation.json; NaN becomes None."""
@@ -94,6 +95,7 @@ class Evaluation:
                 "va": self.segmentation.va,
                 "mva": self.segmentation.mva,
                 "miou": self.segmentation.miou,
+                "of": self.segmentation_of,
             },
         }
         if ways["shrec"] is not None:
@@ -194,9 +196,16 @@ def with_segmentation(
     predicted: NDArray[np.integer[Any]],
     true: NDArray[np.integer[Any]],
     n_classes: int,
+    *,
+    of_balls: bool = False,
 ) -> Evaluation:
-    """Add VA, MVA and MIoU of a map of voxel classes (0 background) of the truth's shape."""
-    return replace(evaluation, segmentation=segmentation_scores(predicted, true, n_classes))
+    """Add VA, MVA and MIoU of a map of voxel classes (0 background) of the truth's shape.
+
+    `of_balls`: the map has balls about the centres, so that it cannot agree with the shapes.
+    """
+    scores = segmentation_scores(predicted, true, n_classes)
+    of = "balls about the centres" if of_balls else evaluation.segmentation_of
+    return replace(evaluation, segmentation=scores, segmentation_of=of)
 
 
 def _zyx(table: pd.DataFrame) -> Floats:

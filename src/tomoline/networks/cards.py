@@ -128,6 +128,17 @@ class ModelCard(BaseModel):
         known = self.sift is not None and self.sift.localizer_sha256 == localizer.weights_sha256
         return self.sift if known else None
 
+    def not_fitted(self, localizer: ModelCard) -> str:
+        """What follows for a classifier of wholes that was not fitted to a localizer, and the
+        remedy; empty where it was, and for classifiers of voxels, which sift nothing."""
+        if not self.names_whole or self.sift_for(localizer) is not None:
+            return ""
+        return (
+            f"{self.name} was not fitted to {localizer.name}: candidates are sifted by its "
+            f"probability of background alone. Remedy: tomoline calibrate {localizer.name} "
+            f"{self.name}"
+        )
+
     def _check_curve(self) -> None:
         points = self.precision_curve or []
         if any(not (0 <= score <= 1 and 0 <= p <= 1) for score, p in points):

@@ -50,6 +50,11 @@ class Run:
     rows: dict[str, list[SheetRow]]
     left_out: dict[str, list[SheetRow]]
 
+    @property
+    def warning(self) -> str:
+        """What should be known before the first job; empty where all is as it should be."""
+        return self.cards["classifier"].not_fitted(self.cards["localizer"])
+
     @cached_property
     def _by_name(self) -> dict[tuple[str, str], SheetRow]:
         return {(name, row.tomogram): row for name, rows in self.rows.items() for row in rows}

@@ -27,7 +27,7 @@ import yaml
 
 from tomoline.errors import TomolineError, ToolError
 from tomoline.io import imod
-from tomoline.networks.cards import verify_weights
+from tomoline.networks.cards import ModelCard, load_card, verify_weights
 from tomoline.settings import ModelsSettings, validated
 
 GIB = 1024**3
@@ -345,7 +345,16 @@ def _models(project: Path) -> list[Check]:
         ]
     roles = {"localizer": models.localizer, "classifier": models.classifier}
     folder = project / models.folder
-    return [_model(role, folder / name) for role, name in roles.items()]
+    checks = [_model(role, folder / name) for role, name in roles.items()]
+    if all(check.state == "ok" for check in checks):
+        checks += _fit(*(load_card(folder / name) for name in roles.values()))
+    return checks
+
+
+def _fit(localizer: ModelCard, classifier: ModelCard) -> list[Check]:
+    """Whether a classifier that sifts the localizer's candidates was fitted to it."""
+    said = classifier.not_fitted(localizer)
+    return [Check(name="sift", state="weak", found=said)] if said else []
 
 
 def _model(role: str, folder: Path) -> Check:

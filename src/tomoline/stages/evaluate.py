@@ -28,6 +28,7 @@ from tomoline.io.atomic import write_json, write_text
 from tomoline.io.mrc import open_volume, read_header
 from tomoline.io.tables import ACCEPTED, PROBABILITY_PREFIX, read_particles, table_classes
 from tomoline.log import get_logger
+from tomoline.networks.cards import load_card
 from tomoline.ops.picking import Picks, dog_picks_at_scales
 from tomoline.settings import DatasetSettings, EvaluateSettings, validated
 
@@ -45,10 +46,11 @@ def run(
     """Score inputs `particles` against `truth` (and `occupancy`); outputs `evaluation`, `classes`
     and `confusion`.
 
-    `segmentation` is the map of voxel classes, scored where there is an occupancy. `volume` and
-    `transform` are the prepared volume, for the difference-of-Gaussians picker, and
-    its place in the given tomogram. `dataset` and `tilt_series` are needed only for a truth in a
-    RELION file of a binned tomogram, or of several tomograms.
+    `segmentation` is the map of voxel classes, scored where there is an occupancy; by the card
+    `classifier` the scores say whether it has balls or shapes. `volume` and `transform` are the
+    prepared volume, for the difference-of-Gaussians picker, and its place in the given tomogram.
+    `dataset` and `tilt_series` are needed only for a truth in a RELION file of a binned tomogram,
+    or of several tomograms.
 
     evaluation.json also has `score_curve` (precision and recall against the score, see
     `tomoline.evaluation.curve`) and `reliability`: of `particle` (that a candidate is one, by
@@ -76,8 +78,9 @@ def run(
         labels = np.asarray(open_volume(inputs["segmentation"]))
         names = table_classes(particles)
         evaluation = with_segmentation(
-            evaluation, labels, true_labels(truth, occupancy, names, transform), len(names) + 1
-        )
+            evaluation, labels, true_labels(truth, occupancy, names, transform), len(names) + 1,
+            of_balls="classifier" in inputs and load_card(inputs["classifier"]).names_whole,
+        )  # fmt: skip
     kept = particles[particles["status"] == ACCEPTED]
     _write(evaluation, _curves(kept, truth, settings.hit_distance_vox), outputs)
     score = evaluation.one_to_one

@@ -142,11 +142,7 @@ def sift(
     if not classifier.names_whole:
         return Sifted(np.ones(len(score)), 0.0, by_card=False)
     if fit is None:
-        log.warning(
-            "%s was not fitted to %s: candidates are sifted by its probability of background alone."
-            " Remedy: tomoline calibrate %s %s", classifier.name, localizer.name, localizer.name,
-            classifier.name,
-        )  # fmt: skip
+        log.warning("%s", classifier.not_fitted(localizer))
         return Sifted(1 - background, 0.5, by_card=False)
     probability = particle_probability(score, background, fit)
     return Sifted(np.where(known, probability, 0.0), fit.least, by_card=True)

@@ -52,6 +52,7 @@ CANDIDATE_COLUMNS = (
     "score",  # peak of the smoothed probability within the cluster, 0..1
     "mean_probability",
     "size_vox",
+    "contrast",  # density at the centre, in SD of the tomogram's noise
 )  # fmt: skip
 
 # vote -> particles.csv, in voxels of the tomogram as it was given. Then p_<class> columns.

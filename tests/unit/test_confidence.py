@@ -13,7 +13,7 @@ from tomoline import cli
 from tomoline.errors import InputError
 from tomoline.evaluation.calibration import expected_precision
 from tomoline.evaluation.domain import judge
-from tomoline.evaluation.sifting import particle_probability
+from tomoline.evaluation.sifting import Evidence, particle_probability
 from tomoline.networks.cards import load_card, verify_weights
 from tomoline.ops.statistics import grey_statistics
 from tomoline.ops.votes import Vote, vote_of_views
@@ -156,7 +156,8 @@ def opinions(seed: int, *, informed: bool) -> tuple[confidence.Found, list[Vote]
     )  # fmt: skip
     found = confidence.Found(
         known=known, statistics={}, centres=np.zeros((60, 3)), score=rng.uniform(0.6, 0.9, 60),
-        size_vox=np.full(60, 30), true=np.where(hit, np.arange(60) // 2, -1),
+        size_vox=np.full(60, 30), contrast=np.full(60, 9.0),
+        true=np.where(hit, np.arange(60) // 2, -1),
     )  # fmt: skip
     background = np.where(hit, 0.02, 0.4) if informed else np.full(60, 0.2)
     background = background * rng.uniform(0.3, 2, 60)
@@ -174,7 +175,8 @@ def test_candidates_are_sifted_where_it_gives_the_best_f1(models: Path) -> None:
     assert sift.threshold == 0.5 and sift.background > 0.5
     found, votes = opinions(9, informed=True)
     background = np.array([vote.background for vote in votes])
-    kept = particle_probability(found.score, background, sift) >= sift.least
+    evidence = Evidence(found.score, background, found.contrast)
+    kept = particle_probability(evidence, sift) >= sift.least
     # 30 of 40 particles are among the candidates: 2 * 30 / 70 where all are told right.
     assert 2 * (kept & (found.true >= 0)).sum() / (kept.sum() + 40) > 0.8
     assert (
@@ -212,7 +214,7 @@ def test_a_classifier_of_wholes_is_fitted_to_what_the_localizer_finds(models, tm
     localizer, whole = load_card(models / "loc"), load_card(models / "whole")
     assert localizer.metrics["calibration"]["precision"] == pytest.approx(13 / 18, abs=1e-4)
     sift = whole.sift_for(localizer)
-    assert sift is not None and sift.threshold == localizer.threshold and sift.background > 0
+    assert sift is not None and sift.threshold == 0.4 and sift.background > 0
     assert whole.metrics["calibration"]["f1_sifted"] == 1.0
     assert not whole.not_fitted(localizer)
     said = capsys.readouterr().out

@@ -120,7 +120,8 @@ def _merge(line, shards, *, sifted_from=None, **settings):
 def _cluster_and_extract(line, **settings):
     cluster.run(
         {"probability": line["probability.mrc"], "mask": line["mask.mrc"],
-         "transform": line["prepared.json"], "card": line["localizer"]},
+         "volume": line["prepared.mrc"], "transform": line["prepared.json"],
+         "card": line["localizer"]},
         {"candidates": line["candidates.csv"], "domain": line["domain.json"]},
         settings=ClusterSettings(**settings),
     )  # fmt: skip

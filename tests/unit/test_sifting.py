@@ -1,43 +1,54 @@
-"""A classifier's probability of background and a localizer's score become one probability."""
+"""What both networks and the density say of a candidate becomes one probability."""
 
 import numpy as np
 import pytest
 
-from tomoline.evaluation.sifting import best_cut, fit_weights, logit, particle_probability
+from tomoline.evaluation.sifting import (
+    Evidence,
+    best_cut,
+    fit_weights,
+    logit,
+    particle_probability,
+)
 from tomoline.networks.cards import ModelCard
 
 
-def drawn(n=4000, seed=0, *, score=1.0, background=2.0, intercept=-1.0):
+def drawn(n=4000, seed=0, *, score=1.0, background=2.0, contrast=1.5, intercept=-2.0):
     """Candidates whose chance of being a particle is known."""
     rng = np.random.default_rng(seed)
-    s, b = rng.uniform(0.3, 0.99, n), rng.uniform(0.01, 0.9, n)
-    p = 1 / (1 + np.exp(-(intercept + score * logit(s) - background * logit(b))))
-    return s, b, p, rng.random(n) < p
+    s, b, c = rng.uniform(0.3, 0.99, n), rng.uniform(0.01, 0.9, n), np.exp(rng.uniform(0, 2, n))
+    odds = intercept + score * logit(s) - background * logit(b) + contrast * np.log(c)
+    p = 1 / (1 + np.exp(-odds))
+    return Evidence(s, b, c), p, rng.random(n) < p
 
 
 def test_the_weights_that_made_the_hits_are_found():
-    s, b, p, hit = drawn()
-    found = fit_weights(s, b, hit)
-    assert found.score == pytest.approx(1.0, abs=0.15)
-    assert found.background == pytest.approx(2.0, abs=0.2)
-    assert found.intercept == pytest.approx(-1.0, abs=0.2)
-    assert np.abs(particle_probability(s, b, found) - p).max() < 0.1
+    evidence, p, hit = drawn()
+    found = fit_weights(evidence, hit)
+    assert found.score == pytest.approx(1.0, abs=0.2)
+    assert found.background == pytest.approx(2.0, abs=0.3)
+    assert found.contrast == pytest.approx(1.5, abs=0.2)
+    assert found.intercept == pytest.approx(-2.0, abs=0.4)
+    assert np.abs(particle_probability(evidence, found) - p).max() < 0.1
 
 
 def test_a_term_that_tells_the_wrong_way_is_left_out():
-    s, b, _, hit = drawn(score=-1.0)
-    found = fit_weights(s, b, hit)
-    assert found.score == 0 and found.background > 1
-    s, b, _, hit = drawn(score=-1.0, background=-1.0)
-    found = fit_weights(s, b, hit)
-    assert found.score == found.background == 0
-    assert particle_probability(s[:1], b[:1], found)[0] == pytest.approx(hit.mean())
+    evidence, _, hit = drawn(score=-1.0, intercept=0.0)
+    found = fit_weights(evidence, hit)
+    assert found.score == 0 and found.background > 1 and found.contrast > 1
+    evidence, _, hit = drawn(score=-1.0, background=-1.0, contrast=-1.0)
+    found = fit_weights(evidence, hit)
+    assert found.score == found.background == found.contrast == 0
+    assert particle_probability(evidence[:1], found)[0] == pytest.approx(hit.mean())
 
 
-def test_certainty_stays_finite():
-    found = fit_weights(np.array([0.2, 0.3, 0.8, 0.9]), np.array([1.0, 1, 0, 0]),
-                        np.array([0, 0, 1, 1]))  # fmt: skip
-    p = particle_probability(np.array([0.0, 1.0]), np.array([1.0, 0.0]), found)
+def test_certainty_and_what_is_brighter_than_the_noise_stay_finite():
+    evidence = Evidence(
+        np.array([0.2, 0.3, 0.8, 0.9]), np.array([1.0, 1, 0, 0]), np.array([-3.0, 1, 20, 30])
+    )
+    found = fit_weights(evidence, np.array([0, 0, 1, 1]))
+    ends = Evidence(np.array([0.0, 1.0]), np.array([1.0, 0.0]), np.array([-9.0, 1e4]))
+    p = particle_probability(ends, found)
     assert np.isfinite(p).all() and p[0] < 0.05 and p[1] > 0.95
 
 

@@ -35,6 +35,7 @@ def _candidates(n=2):
             "score": [1.0, 0.25][:n],
             "mean_probability": [0.75, 0.125][:n],
             "size_vox": [30, 1][:n],
+            "contrast": [12.5, -0.25][:n],
         }
     )
 
@@ -98,8 +99,8 @@ def test_particles_come_back_with_names_that_look_like_numbers(tmp_path, n):
         ("100.000000", "", "a number in column x_prepared_vox"),
         ("0.750000", "1.750000", "from 0 to 1"),
         ("\n2,", "\n1,", "candidate_id once"),
-        (",30\n", "\n", "9 values in a row"),
-        (",30\n", ",30,7\n", "9 values in a row"),
+        (",12.500000\n", "\n", "10 values in a row"),
+        (",12.500000\n", ",12.500000,7\n", "10 values in a row"),
         ("smaller than 3 voxels; score below 0.5", "", "a reason if, and only if, rejected"),
     ],
 )

@@ -68,6 +68,7 @@ rule cluster:
     input:
         probability=rules.merge.output.probability,
         mask=rules.merge.output.mask,
+        volume=rules.prepare.output.volume,
         transform=rules.prepare.output.transform,
         card=model_file("localizer", "card.yaml"),
     output:

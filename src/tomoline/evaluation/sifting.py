@@ -2,10 +2,13 @@
 
 A localizer at a low threshold misses few particles and marks much else. The classifier's
 probability of background tells the two apart far better than the localizer's score does, but it is
-that of its training, where background was as frequent as was set. A logistic regression of both, on
-tomograms with truth, makes them the probability that a candidate is a particle:
+that of its training, where background was as frequent as was set, and neither network knows how far
+particles stand out of the noise in this tomogram (`tomoline.ops.contrast`). A logistic regression
+of all three, on tomograms with truth, makes them the probability that a candidate is a particle:
 
-    p = 1 / (1 + exp(-(intercept + a logit(score) - b logit(background))))   with a, b >= 0
+    p = 1 / (1 + exp(-(intercept + a logit(score) - b logit(background) + c log(contrast))))
+
+with a, b, c >= 0.
 """
 
 from __future__ import annotations
@@ -21,8 +24,29 @@ from tomoline.networks.cards import Sift
 Floats = NDArray[np.float64]
 # Beyond these odds neither network knows.
 LEAST_ODDS = 1e-4
+# Noise alone has about 2, and beads have any; what is beyond these tells no more.
+CONTRASTS = 1.0, 8.0
 # Strength of the fit's shrinking, which matters only where hits and misses do not overlap at all.
 SLACK = 100.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for candidates `(n,)`: the localizer's score, the classifier's probability of
+    background, and the density's contrast."""
+
+    score: Floats
+    background: Floats
+    contrast: Floats
+
+    def __getitem__(self, rows: Any) -> Evidence:
+        """Some of the candidates."""
+        return Evidence(self.score[rows], self.background[rows], self.contrast[rows])
+
+    def terms(self) -> Floats:
+        """The regression's terms `(n, 3)`, each growing with the odds of a particle."""
+        contrast = np.log(np.clip(self.contrast, *CONTRASTS))
+        return np.stack([logit(self.score), -logit(self.background), contrast], axis=1)
 
 
 @dataclass(frozen=True)
@@ -32,35 +56,33 @@ class Weights:
     intercept: float
     score: float
     background: float
+    contrast: float
 
 
-def fit_weights(score: Floats, background: Floats, hit: NDArray[Any]) -> Weights:
+def fit_weights(evidence: Evidence, hit: NDArray[Any]) -> Weights:
     """Fit the regression to candidates `(n,)`, of which some are particles and some not.
 
     A weight that came out with the wrong sign, which says that its term tells nothing, is 0.
     """
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - takes a second to load
 
-    terms = np.stack([logit(score), -logit(background)], axis=1)
-    use = [0, 1]
+    terms = evidence.terms()
+    use = [0, 1, 2]
     while use:
         model = LogisticRegression(C=SLACK).fit(terms[:, use], np.asarray(hit, bool))
         wrong = [k for k, weight in zip(use, model.coef_[0], strict=True) if weight < 0]
         if not wrong:
-            found = dict(zip(use, model.coef_[0], strict=True))
-            return Weights(
-                float(model.intercept_[0]), float(found.get(0, 0.0)), float(found.get(1, 0.0))
-            )
+            found = dict(zip(use, (float(w) for w in model.coef_[0]), strict=True))
+            return Weights(float(model.intercept_[0]), *(found.get(k, 0.0) for k in range(3)))
         use = [k for k in use if k not in wrong]
     share = float(np.mean(hit))
-    return Weights(float(np.log(share / (1 - share))), 0.0, 0.0)
+    return Weights(float(np.log(share / (1 - share))), 0.0, 0.0, 0.0)
 
 
-def particle_probability(score: Floats, background: Floats, sift: Weights | Sift) -> Floats:
-    """Probability that candidates `(n,)` are particles, by the localizer's score and the
-    classifier's probability of background."""
-    terms = sift.intercept + sift.score * logit(score) - sift.background * logit(background)
-    result: Floats = 1 / (1 + np.exp(-terms))
+def particle_probability(evidence: Evidence, sift: Weights | Sift) -> Floats:
+    """Probability that candidates `(n,)` are particles."""
+    odds = sift.intercept + evidence.terms() @ (sift.score, sift.background, sift.contrast)
+    result: Floats = 1 / (1 + np.exp(-odds))
     return result
 
 

@@ -58,7 +58,7 @@ class Sift(BaseModel):
     """How a classifier of whole subtomograms sifts the candidates of one localizer.
 
     With it the localizer works at the lower `threshold`, and candidates are particles from the
-    probability `least` on (`tomoline.evaluation.sifting` has the formula of the three weights).
+    probability `least` on (`tomoline.evaluation.sifting` has the formula of the weights).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,6 +69,7 @@ class Sift(BaseModel):
     intercept: float
     score: float = Field(ge=0)
     background: float = Field(ge=0)
+    contrast: float = Field(0.0, ge=0)
 
 
 class ModelCard(BaseModel):

@@ -68,11 +68,14 @@ def _sifted(localizer: Mapping[str, Any], classifier: Mapping[str, Any]) -> str:
     """How a classifier of whole subtomograms sifted the candidates, if it did."""
     if classifier.get("network") not in NAME_WHOLE:
         return ""
-    fitted = (classifier.get("sift") or {}).get("localizer_sha256")
-    if fitted and fitted == localizer.get("weights_sha256"):
+    fit = classifier.get("sift") or {}
+    known = fit.get("localizer_sha256")
+    if known and known == localizer.get("weights_sha256"):
+        contrast = fit.get("contrast") and ", the density's contrast to the tomogram's noise"
         return (
-            ". From the same network's probability of background and the map's value a logistic "
-            "regression gave the probability that a centre is a particle, from which on it was kept"
+            f". From the same network's probability of background{contrast or ''} and the map's "
+            "value a logistic regression gave the probability that a centre is a particle, by "
+            "which it was kept"
         )
     return ". Centres that the same network took for background were left out"
 

@@ -128,10 +128,10 @@ class OwnLine:
             "classes": "classes.h5", "particles": "particles.csv", "segmentation": "labels.mrc.gz",
         }  # fmt: skip
         given |= {name: str(scene.work / file) for name, file in files.items()}
-        shape = open_volume(scene.volume).shape
+        volume = open_volume(scene.volume)
         own = ClusterSettings(min_size_vox=int(tuned["min_size_vox"]), border_vox=0)
-        reasons = cluster.reasons_of(found, shape, own)
-        write_candidates(given["candidates"], cluster.table_of(found, reasons))
+        reasons = cluster.reasons_of(found, volume.shape, own)
+        write_candidates(given["candidates"], cluster.table_of(found, reasons, volume))
         extract.run(given, given, settings=ExtractSettings())
         classify.run(given, given, settings=ClassifySettings())
         least = tuned.get("min_probability")

@@ -19,6 +19,7 @@ from tomoline.io.tables import ACCEPTED, REJECTED, candidate_table, write_candid
 from tomoline.log import get_logger
 from tomoline.networks.cards import ModelCard, load_card
 from tomoline.ops.clusters import Clusters, find_clusters, rejection_reasons
+from tomoline.ops.contrast import contrasts
 from tomoline.ops.statistics import byte_counts, candidate_statistics, probability_statistics
 from tomoline.settings import ClusterSettings
 
@@ -32,10 +33,11 @@ def run(
 ) -> None:
     """Find the candidates of one tomogram.
 
-    Inputs `probability` and `mask` (MRC), `transform` (prepared.json) and `card` (the
-    localizer's). Outputs `candidates` (candidates.csv), in which what is not taken for a particle
-    stands with its reason, and `domain` (domain.json): the tomogram's statistics and whether the
-    model was made for such (`tomoline.evaluation.domain`). Work goes on whatever that says.
+    Inputs `probability` and `mask` (MRC), the prepared `volume`, `transform` (prepared.json) and
+    `card` (the localizer's). Outputs `candidates` (candidates.csv), in which what is not taken for
+    a particle stands with its reason, and `domain` (domain.json): the tomogram's statistics and
+    whether the model was made for such (`tomoline.evaluation.domain`). Work goes on whatever that
+    says.
     """
     probability, mask = open_volume(inputs["probability"]), open_volume(inputs["mask"])
     if probability.shape != mask.shape:
@@ -55,7 +57,7 @@ def run(
         merge_distance_vox=settings.merge_distance_vox,
     )  # fmt: skip
     reasons = reasons_of(found, mask.shape, settings)
-    write_candidates(outputs["candidates"], table_of(found, reasons))
+    write_candidates(outputs["candidates"], table_of(found, reasons, open_volume(inputs["volume"])))
     share = int(found.size_vox.sum()) / mask.size
     if share > 0.2:
         log.warning("%.0f %% of the volume is marked as particle; is the contrast right?",
@@ -121,8 +123,8 @@ def _candidate_statistics(
     return told
 
 
-def table_of(found: Clusters, reasons: list[str]) -> pd.DataFrame:
-    """The candidates' table of these clusters."""
+def table_of(found: Clusters, reasons: list[str], volume: NDArray[Any]) -> pd.DataFrame:
+    """The candidates' table of these clusters of a prepared volume."""
     z, y, x = found.centres.T
     return candidate_table(
         {
@@ -135,5 +137,6 @@ def table_of(found: Clusters, reasons: list[str]) -> pd.DataFrame:
             "score": found.score,
             "mean_probability": found.mean_probability,
             "size_vox": found.size_vox,
+            "contrast": contrasts(volume, found.centres),
         }
     )

@@ -29,7 +29,7 @@ from tomoline.evaluation.calibration import (
 )
 from tomoline.evaluation.domain import judge, ranges
 from tomoline.evaluation.matching import match_one_to_one
-from tomoline.evaluation.sifting import best_cut, fit_weights, particle_probability
+from tomoline.evaluation.sifting import Evidence, best_cut, fit_weights, particle_probability
 from tomoline.infer import Runner, batched, default_batch, make_runner
 from tomoline.io.annotations import read_truth
 from tomoline.io.mrc import open_volume, read_header
@@ -37,6 +37,7 @@ from tomoline.io.subtomograms import LabelledBoxes, NamedBoxes
 from tomoline.log import get_logger
 from tomoline.networks.cards import ModelCard, Sift, load_card, write_card
 from tomoline.ops.clusters import find_clusters
+from tomoline.ops.contrast import contrasts
 from tomoline.ops.normalise import normalise
 from tomoline.ops.patches import box_starts, cut_patches, volume_mean
 from tomoline.ops.statistics import (
@@ -59,7 +60,7 @@ HIT_DISTANCE_VOX = 5.0
 # Below these numbers a fit would follow chance.
 LEAST_PARTICLES, LEAST_CANDIDATES, LEAST_OF_EACH = 50, 50, 20
 # Localizer's thresholds that a classifier which sifts is tried with.
-SIFTED_FROM = (0.5, 0.6, 0.7)
+SIFTED_FROM = (0.4, 0.5, 0.6, 0.7)
 AS_GOOD = 0.002  # of F1
 # SHREC lists these beside the particles; a pick on one is false.
 NO_PARTICLES = ("vesicle", "fiducial")
@@ -90,6 +91,7 @@ class Found:
     centres: NDArray[np.float64]
     score: NDArray[np.float64]
     size_vox: NDArray[np.int64]
+    contrast: NDArray[np.float64]
     true: NDArray[np.int64]
 
 
@@ -138,7 +140,7 @@ def found_at(
     matching = match_one_to_one(centres, known.centres_zyx, HIT_DISTANCE_VOX)
     return Found(
         known=known, statistics=statistics, centres=centres, score=score, size_vox=size,
-        true=matching.true_of_prediction,
+        contrast=contrasts(known.volume, centres), true=matching.true_of_prediction,
     )  # fmt: skip
 
 
@@ -299,11 +301,10 @@ def with_sift(
             log.warning("%d candidates at %g, %d of them particles: too few to sift by",
                         len(table), threshold, hits)  # fmt: skip
             continue
-        score, background = table["score"].to_numpy(), table["background"].to_numpy()
-        hit = table["hit"].to_numpy(bool)
+        evidence, hit = _evidence(table), table["hit"].to_numpy(bool)
         p = left_out(
-            lambda own: fit_weights(score[own], background[own], hit[own]),  # noqa: B023
-            lambda w, part: particle_probability(score[part], background[part], w),  # noqa: B023
+            lambda own: fit_weights(evidence[own], hit[own]),  # noqa: B023
+            lambda w, part: particle_probability(evidence[part], w),  # noqa: B023
             table["tomogram"].to_numpy(),
         )
         tried[threshold] = best_cut(p, hit, total)
@@ -315,12 +316,12 @@ def with_sift(
     enough = max(f1 for _, f1 in tried.values()) - AS_GOOD
     threshold = max(t for t, (_, f1) in tried.items() if f1 >= enough)
     table = _sifting_table(candidates[threshold])
-    weights = fit_weights(*(table[name].to_numpy() for name in ("score", "background", "hit")))
+    weights = fit_weights(_evidence(table), table["hit"].to_numpy(bool))
     least, f1 = tried[threshold]
     fitted = Sift(
         localizer_sha256=localizer.weights_sha256, threshold=threshold, least=_round(least),
         intercept=_round(weights.intercept), score=_round(weights.score),
-        background=_round(weights.background),
+        background=_round(weights.background), contrast=_round(weights.contrast),
     )  # fmt: skip
     figures = {
         **card.metrics.get("calibration", {}), "sifts": localizer.name, "f1_sifted": _round(f1),
@@ -345,15 +346,20 @@ def _both_kinds_beside(table: pd.DataFrame) -> bool:
 def _sifting_table(
     tomograms: Sequence[tuple[Found, Sequence[Vote | None]]],
 ) -> pd.DataFrame:
-    """One row a candidate: its score, the classifier's share of background, and what it is."""
+    """One row a candidate: what speaks for it, and what it is."""
     tables = [
         pd.DataFrame({
-            "tomogram": k, "score": found.score, "hit": found.true >= 0,
+            "tomogram": k, "hit": found.true >= 0,
+            "score": found.score, "contrast": found.contrast,
             "background": [1.0 if vote is None else vote.background for vote in votes],
         })
         for k, (found, votes) in enumerate(tomograms)
     ]  # fmt: skip
     return pd.concat(tables, ignore_index=True)
+
+
+def _evidence(table: pd.DataFrame) -> Evidence:
+    return Evidence(*(table[name].to_numpy(float) for name in ("score", "background", "contrast")))
 
 
 def check_seeds(cards: Sequence[ModelCard], seed: int, count: int) -> None:

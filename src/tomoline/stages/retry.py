@@ -42,7 +42,7 @@ READ: dict[str, tuple[str, ...]] = {
     "tile": ("prepared.json",),
     "segment": ("prepared.mrc", "plan.json"),
     "merge": ("prepared.mrc", "prepared.json", "plan.json", "segment/*.h5"),
-    "cluster": ("probability.mrc", "mask.mrc", "prepared.json"),
+    "cluster": ("probability.mrc", "mask.mrc", "prepared.mrc", "prepared.json"),
     "extract": ("candidates.csv", "prepared.mrc"),
     "classify": ("subtomograms.h5",),
     "vote": ("candidates.csv", "classes.h5", "prepared.json"),

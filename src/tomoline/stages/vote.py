@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from tomoline.contracts import EXPECTED_PRECISION, VolumeTransform
 from tomoline.errors import InputError
 from tomoline.evaluation.calibration import expected_precision, tempered
-from tomoline.evaluation.sifting import particle_probability
+from tomoline.evaluation.sifting import Evidence, particle_probability
 from tomoline.io.mrc import write_compressed_volume
 from tomoline.io.subtomograms import LabelledBoxes, NamedBoxes, open_classes
 from tomoline.io.tables import (
@@ -81,7 +81,7 @@ def run(
         classes = boxes.classes[1:]
     localizer, classifier = load_card(inputs["localizer"]), load_card(inputs["classifier"])
     judged = [votes.get(number) for number in candidates["candidate_id"]]
-    sifted = sift(judged, candidates["score"].to_numpy(float), localizer, classifier)
+    sifted = sift(judged, candidates, localizer, classifier)
     least = sifted.least if settings.min_probability is None else settings.min_probability
     verdicts = [
         _verdict(reason, result, classes, settings,
@@ -128,7 +128,7 @@ class Sifted:
 
 def sift(
     votes: Sequence[Vote | None],
-    score: NDArray[np.float64],
+    candidates: pd.DataFrame,
     localizer: ModelCard,
     classifier: ModelCard,
 ) -> Sifted:
@@ -140,11 +140,12 @@ def sift(
     background = np.array([1.0 if vote is None else vote.background for vote in votes])
     fit = classifier.sift_for(localizer)
     if not classifier.names_whole:
-        return Sifted(np.ones(len(score)), 0.0, by_card=False)
+        return Sifted(np.ones(len(votes)), 0.0, by_card=False)
     if fit is None:
         log.warning("%s", classifier.not_fitted(localizer))
         return Sifted(1 - background, 0.5, by_card=False)
-    probability = particle_probability(score, background, fit)
+    score, contrast = (candidates[name].to_numpy(float) for name in ("score", "contrast"))
+    probability = particle_probability(Evidence(score, background, contrast), fit)
     return Sifted(np.where(known, probability, 0.0), fit.least, by_card=True)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from tomoline.ops.patches import cut_patches
 
@@ -22,6 +23,7 @@ REACH_VOX = 2  # the darkest place this near to the centre counts, in each direc
 _CUT = 3  # standard deviations of a Gaussian that are summed
 _WIDTH = int(_CUT * SURROUNDINGS_VOX)
 _BACKGROUND = 4096  # places by which the noise is measured
+_APART_VOX, _LEAST_SHARE = 9.0, 0.1
 _ONE_SD = 15.87  # per cent of a normal distribution lie more than one SD below its median
 
 
@@ -30,13 +32,14 @@ def contrasts(volume: NDArray[Any], centres_zyx: Floats) -> Floats:
 
     Density is the volume under a Gaussian of 1.5 voxels less that under one of 4, taken at the
     darkest of the 5 x 5 x 5 voxels about the centre. The noise is that of the same difference at
-    places spread over the volume: its median, and the distance to the quantile that lies one SD to
-    the *bright* side, where there are no particles. Of noise alone the darkest of 125 neighbours is
-    at about 2.
+    places spread over the volume, none of them within 9 voxels of a centre where there are enough
+    (so that crowding does not count as noise): its median, and the distance to the quantile that
+    lies one SD to the *bright* side, where there are no particles. Of noise alone the darkest of
+    125 neighbours is at about 2.
 
     `volume` `(Z, Y, X)` may be memory-mapped; only the voxels about the places are read.
     """
-    noise = -_filtered(volume, _spread(volume.shape), 0, fill=0.0)
+    noise = -_filtered(volume, _between(_spread(volume.shape), centres_zyx), 0, fill=0.0)
     middle, bright = np.percentile(noise, (50, _ONE_SD))
     if not middle > bright:  # a constant volume
         return np.zeros(len(centres_zyx))
@@ -78,6 +81,14 @@ def _middle_grey(volume: NDArray[Any]) -> float:
     """A grey value for what lies outside: the median of places all over the volume."""
     z, y, x = _spread(volume.shape).astype(int).T
     return float(np.median(volume[z, y, x]))
+
+
+def _between(places: Floats, centres_zyx: Floats) -> Floats:
+    """The places `(n, 3)` that are not near a centre; of crowded volumes the farthest tenth."""
+    if not len(centres_zyx):
+        return places
+    distance = cKDTree(centres_zyx).query(places)[0]
+    return places[distance >= min(_APART_VOX, np.quantile(distance, 1 - _LEAST_SHARE))]
 
 
 def _spread(shape: tuple[int, ...]) -> Floats:

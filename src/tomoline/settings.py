@@ -50,12 +50,25 @@ class ModelsSettings(Section):
     """Which trained networks do the work."""
 
     folder: str = Field("resources/models", description="Where the models lie, one folder each.")
-    localizer: str = Field("msdnet-localizer", description="Network that finds particles.")
+    localizer: str = Field(
+        "msdnet-localizer",
+        description="Network that finds particles; one with a slash is a path of its own, such as "
+        "results/models/mine-localizer.",
+    )
     classifier: str = Field(
         "dsmnet-classifier",
         description="Network that names their class: of whole subtomograms (dsmnet), which also "
-        "sifts the candidates, or of their voxels, which then vote (msdnet).",
+        "sifts the candidates, or of their voxels, which then vote (msdnet). A path as above.",
     )
+
+    def path_of(self, role: Literal["localizer", "classifier"]) -> Path:
+        """Return the folder of the model that does a work, from the project's folder."""
+        return model_path(getattr(self, role), self.folder)
+
+
+def model_path(name: str, folder: str) -> Path:
+    """Return a model's folder: `name` in the folder of models, or a path if it has a slash."""
+    return Path(name) if "/" in name else Path(folder) / name
 
 
 class PrepareSettings(Section):

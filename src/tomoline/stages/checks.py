@@ -24,7 +24,7 @@ from tomoline.settings import Config, DatasetSettings
 CONFIG_FILE = "config/config.yaml"
 
 # Folders of a dataset's results that are not a tomogram's.
-RESERVED_NAMES = ("benchmarks", "export", "logs", "report")
+RESERVED_NAMES = ("benchmarks", "export", "logs", "report", "review")
 
 # Assumed where a header could not be read: such a tomogram fails at once, or is small.
 _UNKNOWN_VOXELS = 50_000_000
@@ -100,10 +100,9 @@ class Run:
 
 def models_of(config: Config) -> dict[str, Path]:
     """Return the folder of the model that does each work."""
-    folder = Path(config.models.folder)
     return {
-        "localizer": folder / config.models.localizer,
-        "classifier": folder / config.models.classifier,
+        "localizer": config.models.path_of("localizer"),
+        "classifier": config.models.path_of("classifier"),
     }
 
 

@@ -27,7 +27,13 @@ from tomoline.stages.benchmark_files import (
     validation_of,
 )
 from tomoline.stages.benchmark_plan import make_plan
-from tomoline.stages.checks import CONFIG_FILE, check_run, models_of
+from tomoline.stages.checks import (
+    CONFIG_FILE,
+    check_run,
+    labelled_rows,
+    models_of,
+    start_of,
+)
 from tomoline.stages.memory import Available
 from tomoline.stages.merge import sifting_threshold
 from tomoline.stages.tile import window_bytes
@@ -325,6 +331,17 @@ def training_folders(wildcards):
         return []
     folders = [*CONFIG.train.folders, *CONFIG.train.validation_folders]
     return [locations_of(folder) for folder in folders]
+
+
+@cache
+def tuned_from():
+    """The data set whose labels are learnt, and the rows of its tomograms that have some."""
+    return refused(labelled_rows, run())
+
+
+def start_model(role):
+    """The card of the model that fine-tuning starts from."""
+    return f"{refused(start_of, CONFIG, role).as_posix()}/card.yaml"
 
 
 def evaluation_files(wildcards):

@@ -28,10 +28,10 @@ from tomoline.io.annotations import (
     write_labels,
 )
 from tomoline.io.reviews import read_review
-from tomoline.io.sheet import DATASETS_FOLDER, load_dataset
+from tomoline.io.sheet import DATASETS_FOLDER, labels_file, load_dataset
 from tomoline.io.tables import read_particles, table_classes
 from tomoline.stages.importing import geometry_of
-from tomoline.stages.labels import Changes, joined, labels_file, labels_of
+from tomoline.stages.labels import Changes, joined, labels_of
 from tomoline.stages.review import ASKED, SAME_PLACE_ANGSTROM
 
 SAME_PICK_VOX = 0.05  # what rounding in a table may move a place

@@ -21,10 +21,16 @@ from tomoline.export.dialect import Dialect, Place
 from tomoline.export.geometry import RelionCentre, TomogramGeometry
 from tomoline.export.registry import dialect as dialect_of
 from tomoline.io.annotations import RADIUS_COLUMN, label_table, write_labels
-from tomoline.io.sheet import DATASETS_FOLDER, SheetRow, load_dataset, write_sheet
+from tomoline.io.sheet import (
+    DATASETS_FOLDER,
+    SheetRow,
+    labels_file,
+    load_dataset,
+    write_sheet,
+)
 from tomoline.log import get_logger
 from tomoline.settings import DatasetSettings
-from tomoline.stages.labels import joined, labels_file, labels_of
+from tomoline.stages.labels import joined, labels_of
 from tomoline.stages.names import file_stem, tilt_series_name
 
 _log = get_logger(__name__)

@@ -21,7 +21,6 @@ from tomoline.io.annotations import (
     VERDICT_COLUMN,
     read_labels,
 )
-from tomoline.io.sheet import DATASETS_FOLDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +30,6 @@ class Changes:
     added: int
     unchanged: int
     replaced: tuple[str, ...]
-
-
-def labels_file(dataset: str, tomogram: str, *, folder: str | Path = DATASETS_FOLDER) -> Path:
-    """The file of a tomogram's labels; it need not be there."""
-    return Path(folder) / f"{dataset}_annotations" / f"{tomogram}.csv"
 
 
 def labels_of(file: str | Path) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from tomoline.io.annotations import PLACE_COLUMNS
 from tomoline.io.atomic import write_text
 from tomoline.io.mrc import open_volume
 from tomoline.io.reviews import README, REVIEW_COLUMNS, cells_of, read_review, write_review
-from tomoline.io.sheet import DATASETS_FOLDER, SheetRow, load_dataset
+from tomoline.io.sheet import DATASETS_FOLDER, SheetRow, labels_file, load_dataset
 from tomoline.io.tables import (
     ACCEPTED,
     probability_columns,
@@ -38,7 +38,7 @@ from tomoline.ops.votes import BACKGROUND_LIKE
 from tomoline.report.contact import Shown, contact_sheet, three_views
 from tomoline.settings import DatasetSettings
 from tomoline.stages.checks import is_run
-from tomoline.stages.labels import labels_file, labels_of
+from tomoline.stages.labels import labels_of
 
 EDGE_ANGSTROM = 440.0  # of a picture: a ribosome and a third more to each side
 SAME_PLACE_ANGSTROM = 30.0  # nearer to each other a pick and a label are of one particle

@@ -136,7 +136,7 @@ article.yes{border-left-color:#009e73}article.no{border-left-color:#d55e00}
 article.unsure{border-left-color:#8a8a8a}article.named{border-left-color:#0072b2}
 article.done:not(.now){background:var(--wash)}
 .views{position:relative;line-height:0}.views img{width:100%;image-rendering:auto}
-.ring{position:absolute;top:50%;width:9%;aspect-ratio:1;border:1px solid #ffd23f;border-radius:50%;
+.ring{position:absolute;top:50%;width:13%;aspect-ratio:1;border:1px solid #ffd23f;border-radius:50%;
 transform:translate(-50%,-50%);pointer-events:none}
 .r0{left:16.2%}.r1{left:50%}.r2{left:83.8%}body.bare .ring{display:none}
 .buttons{display:flex;flex-wrap:wrap;gap:6px}

@@ -678,7 +678,7 @@ class FinetuneSettings(Section):
         "they are not forgotten.",
     )
     simulated_tomograms: int = Field(
-        8, ge=1, le=1000, description="Simulated tomograms they are taken from."
+        12, ge=1, le=1000, description="Simulated tomograms they are taken from."
     )
     epochs: int = Field(12, ge=1, le=10000, description="Epochs; the rate falls to zero over them.")
     steps_per_epoch: int = Field(20, ge=1, description="Steps an epoch.")

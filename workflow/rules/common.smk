@@ -48,7 +48,14 @@ BRANCHES = {
     "benchmark",
     "experiments",
 }
-BRANCH_SETTINGS = {"datasets", "simulate", "train", "benchmark", "envmodules"}
+BRANCH_SETTINGS = {
+    "datasets",
+    "simulate",
+    "train",
+    "finetune",
+    "benchmark",
+    "envmodules",
+}
 
 
 def refused(function, *arguments, **options):

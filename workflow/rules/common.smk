@@ -351,6 +351,25 @@ def start_model(role):
     return f"{refused(start_of, CONFIG, role).as_posix()}/card.yaml"
 
 
+def labelled_files(pattern):
+    """Input function: `pattern` of every tomogram that has labels."""
+
+    def paths(wildcards):
+        name, rows = tuned_from()
+        return [pattern.format(dataset=name, tomogram=row.tomogram) for row in rows]
+
+    return paths
+
+
+def of_labelled(column):
+    """Parameter function: a column of the sheet, of the tomograms that have labels."""
+
+    def values(wildcards):
+        return {row.tomogram: getattr(row, column) for row in tuned_from()[1]}
+
+    return values
+
+
 def evaluation_files(wildcards):
     """What the evaluation of a tomogram wrote, where it has a truth."""
     if not has_truth(row_of(wildcards)):

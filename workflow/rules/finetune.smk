@@ -10,25 +10,6 @@ TUNED_ROLES = (
 )
 
 
-def labelled_files(pattern):
-    """Input function: `pattern` of every tomogram that has labels."""
-
-    def paths(wildcards):
-        name, rows = tuned_from()
-        return [pattern.format(dataset=name, tomogram=row.tomogram) for row in rows]
-
-    return paths
-
-
-def of_labelled(column):
-    """Parameter function: a column of the sheet, of the tomograms that have labels."""
-
-    def values(wildcards):
-        return {row.tomogram: getattr(row, column) for row in tuned_from()[1]}
-
-    return values
-
-
 rule finetune:
     input:
         localizer=lambda wildcards: start_model("localizer"),

@@ -44,9 +44,10 @@ TruthFormat = Literal["auto", "shrec19", "shrec20", "shrec21", "csv", "star"]
 _ALIASES = {
     "id": ("id", "particle_id", "instance"),
     "class": ("class", "cls", "pdb", "class_name", "name", "tomolineclassname"),
-    "z_vox": ("z_vox", "z"),
-    "y_vox": ("y_vox", "y"),
-    "x_vox": ("x_vox", "x"),
+    # the last are those of a points layer that napari saved
+    "z_vox": ("z_vox", "z", "axis-0"),
+    "y_vox": ("y_vox", "y", "axis-1"),
+    "x_vox": ("x_vox", "x", "axis-2"),
     RADIUS_COLUMN: (RADIUS_COLUMN, "radius"),
     SCORE_COLUMN: (SCORE_COLUMN,),
 }

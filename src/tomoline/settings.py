@@ -651,7 +651,9 @@ class FinetuneSettings(Section):
         {}, description="Radius of a class, where the labels have none and no density is known."
     )
     layers: Literal["head", "last_block", "all"] = Field(
-        "last_block", description="Layers of a classifier of whole subtomograms that learn."
+        "head",
+        description="Layers of a classifier of whole subtomograms that learn; head takes seconds, "
+        "the others minutes.",
     )
     views: int = Field(
         12, ge=1, le=200, description="Boxes at each label, off centre, flipped and changed in grey"

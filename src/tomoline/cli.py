@@ -401,6 +401,90 @@ def import_command(arguments: argparse.Namespace) -> int:
     return 0 if done.count and not done.unmatched else 1
 
 
+def _review_arguments(parser: argparse.ArgumentParser) -> None:
+    add_project(parser)
+    parser.add_argument("dataset", help="a dataset that has been run")
+    parser.add_argument(
+        "--number", type=_count, default=100, metavar="N", help="how many picks (default: 100)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER",
+        help="where to write (default: results/<dataset>/review)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--random", type=_share, default=0.2, metavar="SHARE",
+        help="share of them that is drawn at random, a fair sample (default: 0.2)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="K", help="of that drawing (default: 1)"
+    )
+
+
+@command("review", _review_arguments)
+def review_command(arguments: argparse.Namespace) -> int:
+    """Choose the picks that a person should look at, with pictures, as a list and a page.
+
+    The page (review.html) needs no network; decide there or in review.csv, then `tomoline adopt`.
+    """
+    from tomoline.stages.review import format_review, review  # noqa: PLC0415
+
+    done = review(
+        arguments.dataset,
+        project=arguments.project,
+        number=arguments.number,
+        folder=arguments.output,
+        seed=arguments.seed,
+        random_share=arguments.random,
+    )
+    print(format_review(done), end="")
+    return 0
+
+
+def _adopt_arguments(parser: argparse.ArgumentParser) -> None:
+    add_project(parser)
+    parser.add_argument("dataset", help="the dataset that was reviewed")
+    parser.add_argument("review", type=Path, metavar="REVIEW", help="review.csv, filled in")
+    parser.add_argument(
+        "--new-class", action="append", default=[], metavar="NAME",
+        help="a class that decisions may name although no model knows it; may be repeated",
+    )  # fmt: skip
+
+
+@command("adopt", _adopt_arguments)
+def adopt_command(arguments: argparse.Namespace) -> int:
+    """Take the decisions of a review as labels, to learn from and to compare with.
+
+    They join what `tomoline import` brought, in config/datasets/<dataset>_annotations/. A later
+    decision about a pick replaces the earlier one; doing it twice changes nothing.
+    """
+    from tomoline.stages.adopt import adopt, format_adopted  # noqa: PLC0415
+
+    done = adopt(
+        arguments.dataset,
+        arguments.review,
+        project=arguments.project,
+        new_classes=arguments.new_class,
+    )
+    print(format_adopted(done), end="")
+    return 0 if done.decisions else 1
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of picks")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share from 0 to 1")
+    return value
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
@@ -678,10 +762,11 @@ def _models_folder(project: Path) -> Path:
 def _model_range(project: Path) -> tuple[float, float] | None:
     """Voxel sizes that the configured localizer reads; None where it is not installed yet."""
     from tomoline.networks.cards import CARD, load_card  # noqa: PLC0415
-    from tomoline.settings import ModelsSettings  # noqa: PLC0415
+    from tomoline.settings import ModelsSettings, model_path  # noqa: PLC0415
 
-    given = _section(project, "models").get("localizer")
-    folder = _models_folder(project) / str(given or ModelsSettings().localizer)
+    given = _section(project, "models").get("localizer") or ModelsSettings().localizer
+    folder = project / model_path(str(given), str(_section(project, "models").get("folder")
+                                                  or ModelsSettings().folder))  # fmt: skip
     return load_card(folder).voxel_size_range_angstrom if (folder / CARD).is_file() else None
 
 

@@ -50,12 +50,25 @@ class ModelsSettings(Section):
     """Which trained networks do the work."""
 
     folder: str = Field("resources/models", description="Where the models lie, one folder each.")
-    localizer: str = Field("msdnet-localizer", description="Network that finds particles.")
+    localizer: str = Field(
+        "msdnet-localizer",
+        description="Network that finds particles; one with a slash is a path of its own, such as "
+        "results/models/mine-localizer.",
+    )
     classifier: str = Field(
         "dsmnet-classifier",
         description="Network that names their class: of whole subtomograms (dsmnet), which also "
-        "sifts the candidates, or of their voxels, which then vote (msdnet).",
+        "sifts the candidates, or of their voxels, which then vote (msdnet). A path as above.",
     )
+
+    def path_of(self, role: Literal["localizer", "classifier"]) -> Path:
+        """Return the folder of the model that does a work, from the project's folder."""
+        return model_path(getattr(self, role), self.folder)
+
+
+def model_path(name: str, folder: str) -> Path:
+    """Return a model's folder: `name` in the folder of models, or a path if it has a slash."""
+    return Path(name) if "/" in name else Path(folder) / name
 
 
 class PrepareSettings(Section):
@@ -600,6 +613,83 @@ class TrainSettings(Section):
         return self
 
 
+class FinetuneSettings(Section):
+    """Models taught on with a data set's labels (docs/review.md); they land in results/models."""
+
+    name: str = Field("tuned", pattern=SAFE_NAME, description="Name of the models made.")
+    dataset: str = Field(
+        "", description="Data set whose labels are learnt, one of `datasets`; empty: the first."
+    )
+    roles: list[Literal["classifier", "localizer"]] = Field(
+        ["classifier"],
+        min_length=1,
+        description="Which networks learn. The classifier takes minutes, the localizer longer.",
+    )
+    localizer: str = Field(
+        "", description="Localizer to start from, as in `models`; empty: that of `models`."
+    )
+    classifier: str = Field(
+        "", description="Classifier to start from, as in `models`; empty: that of `models`."
+    )
+    labels: Literal["partial", "complete"] = Field(
+        "partial",
+        description="partial: what nobody labelled is unknown; complete: it is background, as "
+        "every particle of the labelled tomograms' learnt part has its label.",
+    )
+    held_out: list[str] = Field(
+        [], description="Tomograms whose labels are not learnt but measure what was; empty: a part "
+        "of each tomogram."
+    )  # fmt: skip
+    held_out_part: float = Field(
+        0.3,
+        ge=0,
+        le=0.9,
+        description="Where held_out is empty: the part of each tomogram that is held out, at its "
+        "upper end along y; 0: none, and nothing is measured.",
+    )
+    radius_angstrom: dict[str, float] = Field(
+        {}, description="Radius of a class, where the labels have none and no density is known."
+    )
+    layers: Literal["head", "last_block", "all"] = Field(
+        "head",
+        description="Layers of a classifier of whole subtomograms that learn; head takes seconds, "
+        "the others minutes.",
+    )
+    views: int = Field(
+        12, ge=1, le=200, description="Boxes at each label, off centre, flipped and changed in grey"
+    )
+    keep_named: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="Candidates without label that the classifier named with this probability, as "
+        "a class it takes no label for, keep their name in the training; 1: none do.",
+    )
+    low_score: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="partial: unlabelled places are background where the localizer's probability "
+        "stays below this.",
+    )
+    simulated_share: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="Share of simulated particles of the classes the model knows already, so that "
+        "they are not forgotten.",
+    )
+    simulated_tomograms: int = Field(
+        12, ge=1, le=1000, description="Simulated tomograms they are taken from."
+    )
+    epochs: int = Field(12, ge=1, le=10000, description="Epochs; the rate falls to zero over them.")
+    steps_per_epoch: int = Field(20, ge=1, description="Steps an epoch.")
+    batch_size: int = Field(64, ge=1, description="Subtomograms a step.")
+    learning_rate: float = Field(5e-4, gt=0, description="Rate of Adam at the start.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
+    seed: int = Field(1, ge=0, description="The same seed gives the same training.")
+
+
 class BenchmarkTomogram(Section):
     """A tomogram of a benchmark: a folder in SHREC layout, or its files."""
 
@@ -718,6 +808,7 @@ class Config(Section):
     )
     simulate: SimulateSettings = SimulateSettings()
     train: TrainSettings = TrainSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
 
 

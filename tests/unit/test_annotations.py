@@ -76,6 +76,11 @@ def test_plain_csv_with_radius_and_without_class(tmp_path: Path) -> None:
     assert list(table["class"]) == ["", ""]
 
 
+def test_a_points_layer_of_napari(tmp_path: Path) -> None:
+    table = read_truth(write(tmp_path / "p.csv", "index,axis-0,axis-1,axis-2\n0,1,2,3\n"))
+    assert zyx(table) == [[1, 2, 3]]
+
+
 def test_relion_star_both_ways(tmp_path: Path) -> None:
     names = {"rlnTomoName": ["a", "b"], "tomolineClassName": ["4e10", "1bxn"]}
     corner = pd.DataFrame(

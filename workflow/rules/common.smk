@@ -27,7 +27,13 @@ from tomoline.stages.benchmark_files import (
     validation_of,
 )
 from tomoline.stages.benchmark_plan import make_plan
-from tomoline.stages.checks import CONFIG_FILE, check_run, models_of
+from tomoline.stages.checks import (
+    CONFIG_FILE,
+    check_run,
+    labelled_rows,
+    models_of,
+    start_of,
+)
 from tomoline.stages.memory import Available
 from tomoline.stages.merge import sifting_threshold
 from tomoline.stages.tile import window_bytes
@@ -42,7 +48,14 @@ BRANCHES = {
     "benchmark",
     "experiments",
 }
-BRANCH_SETTINGS = {"datasets", "simulate", "train", "benchmark", "envmodules"}
+BRANCH_SETTINGS = {
+    "datasets",
+    "simulate",
+    "train",
+    "finetune",
+    "benchmark",
+    "envmodules",
+}
 
 
 def refused(function, *arguments, **options):
@@ -325,6 +338,36 @@ def training_folders(wildcards):
         return []
     folders = [*CONFIG.train.folders, *CONFIG.train.validation_folders]
     return [locations_of(folder) for folder in folders]
+
+
+@cache
+def tuned_from():
+    """The data set whose labels are learnt, and the rows of its tomograms that have some."""
+    return refused(labelled_rows, run())
+
+
+def start_model(role):
+    """The card of the model that fine-tuning starts from."""
+    return f"{refused(start_of, CONFIG, role).as_posix()}/card.yaml"
+
+
+def labelled_files(pattern):
+    """Input function: `pattern` of every tomogram that has labels."""
+
+    def paths(wildcards):
+        name, rows = tuned_from()
+        return [pattern.format(dataset=name, tomogram=row.tomogram) for row in rows]
+
+    return paths
+
+
+def of_labelled(column):
+    """Parameter function: a column of the sheet, of the tomograms that have labels."""
+
+    def values(wildcards):
+        return {row.tomogram: getattr(row, column) for row in tuned_from()[1]}
+
+    return values
 
 
 def evaluation_files(wildcards):

@@ -28,6 +28,7 @@ from tomoline.settings import ExportSettings
 
 CONFIG = "copick_config.json"
 USER, SESSION = "tomoline", "0"
+REVIEW_USER, REVIEW_SESSION = "tomoline-review", "1"  # picks that people are asked about
 DECIMALS = 4
 _IDENTITY = np.eye(4).tolist()
 _log = get_logger(__name__)
@@ -43,6 +44,16 @@ def write_combined(
 ) -> list[Path]:
     """Write a project with all tomograms as runs."""
     return _write(tomograms, folder / CONFIG)
+
+
+def write_review(tomograms: Sequence[TomogramParticles], folder: Path) -> list[Path]:
+    """Write a project with picks under review, whatever their status, as a user of their own."""
+    written = _write(tomograms, folder / CONFIG, user=REVIEW_USER, session=REVIEW_SESSION)
+    own = {path.resolve() for path in written}
+    for path in folder.glob(f"ExperimentRuns/*/Picks/{REVIEW_USER}_{REVIEW_SESSION}_*.json"):
+        if path.resolve() not in own:  # of an earlier review
+            path.unlink()
+    return written
 
 
 def read(path: Path, place: Place) -> pd.DataFrame:
@@ -78,16 +89,19 @@ def object_name(name: str) -> str:
     return re.sub(r'[<>:"/\\|?*\x00-\x1F\x7F\s_]', "-", name).strip("-") or "particle"
 
 
-def _write(tomograms: Sequence[TomogramParticles], config: Path) -> list[Path]:
+def _write(
+    tomograms: Sequence[TomogramParticles], config: Path, *, user: str = USER,
+    session: str = SESSION,
+) -> list[Path]:  # fmt: skip
     classes = listed_classes(tomograms)
     written = [config]
     for tomogram in tomograms:
         folder = config.parent / "ExperimentRuns" / tomogram.tilt_series / "Picks"
         for name in classes:
-            path = folder / f"{USER}_{SESSION}_{object_name(name)}.json"
+            path = folder / f"{user}_{session}_{object_name(name)}.json"
             own = tomogram.of_class(name)
             if len(own.particles):
-                write_json(path, _picks(own, name))
+                write_json(path, _picks(own, name, user=user, session=session))
                 written.append(path)
             else:
                 path.unlink(missing_ok=True)  # left over from a run with other settings
@@ -95,7 +109,7 @@ def _write(tomograms: Sequence[TomogramParticles], config: Path) -> list[Path]:
     return written
 
 
-def _picks(tomogram: TomogramParticles, name: str) -> dict[str, Any]:
+def _picks(tomogram: TomogramParticles, name: str, *, user: str, session: str) -> dict[str, Any]:
     voxel = tomogram.geometry.voxel_size_angstrom
     xyz = tomogram.zyx_vox()[:, ::-1] * voxel
     ids = tomogram.particles["particle_id"].astype(int)
@@ -110,8 +124,8 @@ def _picks(tomogram: TomogramParticles, name: str) -> dict[str, Any]:
     ]
     return {
         "pickable_object_name": object_name(name),
-        "user_id": USER,
-        "session_id": SESSION,
+        "user_id": user,
+        "session_id": session,
         "run_name": tomogram.tilt_series,
         "voxel_spacing": round(voxel, 3),
         "unit": "angstrom",
@@ -155,7 +169,7 @@ def _colour(number: int, count: int) -> list[int]:
 def _wanted(path: Path) -> list[dict[str, Any]]:
     """Picks files of a project without ours, where there are others', or the one file."""
     picks = list(_picks_files(path))
-    theirs = [raw for raw in picks if raw.get("user_id") != USER]
+    theirs = [raw for raw in picks if raw.get("user_id") not in (USER, REVIEW_USER)]
     if theirs and len(theirs) < len(picks):
         _log.info("%s: Tomoline's own picks are left out, those of people are read", path)
     return theirs or picks

@@ -5,7 +5,10 @@ tomogram as it was given, and `radius_vox` where the file has it. `id` is the pa
 the occupancy volume, where there is one.
 
 Annotations are the same table, and with `score` where the program they come from has one: what
-`tomoline import` makes of a user's picks in any dialect (export/), written as CSV.
+`tomoline import` makes of a user's picks in any dialect (export/), written as CSV. They also have
+`verdict` (yes: a particle; no: none is there; unsure) and `source`, where the row came from. Rows
+that are not `yes` are labels to learn from and no known particles, so the readers of those leave
+them out; `read_labels` gives all.
 """
 
 from __future__ import annotations
@@ -29,6 +32,10 @@ from tomoline.io.star import read_star
 TRUTH_COLUMNS = ("id", "class", "z_vox", "y_vox", "x_vox")
 RADIUS_COLUMN = "radius_vox"
 SCORE_COLUMN = "score"
+VERDICT_COLUMN, SOURCE_COLUMN = "verdict", "source"
+YES, NO, UNSURE = "yes", "no", "unsure"
+VERDICTS = (YES, NO, UNSURE)
+PLACE_COLUMNS = ["z_vox", "y_vox", "x_vox"]
 # SHREC'20 gives z in its 200-voxel slab of a 512-voxel volume (METHODS.md).
 SHREC20_Z_OFFSET_VOX = 156.0
 
@@ -37,9 +44,10 @@ TruthFormat = Literal["auto", "shrec19", "shrec20", "shrec21", "csv", "star"]
 _ALIASES = {
     "id": ("id", "particle_id", "instance"),
     "class": ("class", "cls", "pdb", "class_name", "name", "tomolineclassname"),
-    "z_vox": ("z_vox", "z"),
-    "y_vox": ("y_vox", "y"),
-    "x_vox": ("x_vox", "x"),
+    # the last are those of a points layer that napari saved
+    "z_vox": ("z_vox", "z", "axis-0"),
+    "y_vox": ("y_vox", "y", "axis-1"),
+    "x_vox": ("x_vox", "x", "axis-2"),
     RADIUS_COLUMN: (RADIUS_COLUMN, "radius"),
     SCORE_COLUMN: (SCORE_COLUMN,),
 }
@@ -114,6 +122,58 @@ def write_annotations(path: str | Path, table: pd.DataFrame) -> None:
     write_text(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
 
 
+def read_labels(path: str | Path) -> pd.DataFrame:
+    """Read all rows of an annotation file: TRUTH_COLUMNS, `verdict` and `source`, and radius and
+    score where the file has them (NaN in rows without).
+
+    A file without verdicts, as any program may write it, holds particles; its source is empty.
+    Raises InputError for a file that is none, a verdict that is unknown, or an id that is there
+    twice.
+    """
+    path = Path(path)
+    raw = read_text_table(path)
+    verdict, source = _column(raw, VERDICT_COLUMN), _column(raw, SOURCE_COLUMN)
+    verdict = verdict.str.strip().str.lower().replace("", YES)
+    bad = ~verdict.isin(VERDICTS)
+    if bad.any():
+        row = int(np.flatnonzero(bad.to_numpy())[0])
+        raise InputError(
+            path,
+            expected=f"{', '.join(VERDICTS)} in column {VERDICT_COLUMN}",
+            found=f"{verdict.iloc[row]!r} in row {row + 1}",
+            remedy="correct the row",
+        )
+    optional = [name for name in (RADIUS_COLUMN, SCORE_COLUMN) if name in raw]
+    table = _named(raw.drop(columns=optional), path)
+    for name in optional:
+        empty = raw[name].str.strip() == ""
+        table[name] = _numbers(raw.assign(**{name: raw[name].mask(empty, "nan")}), name, path,
+                               gaps=True).to_numpy()  # fmt: skip
+    table[VERDICT_COLUMN], table[SOURCE_COLUMN] = verdict.to_numpy(), source.to_numpy()
+    _check(table, path)
+    return table
+
+
+def label_table(table: pd.DataFrame, *, source: str, verdict: str = YES) -> pd.DataFrame:
+    """Return annotations as labels of one source and, where they have none, of one verdict."""
+    if VERDICT_COLUMN in table:
+        return table.assign(**{SOURCE_COLUMN: source})
+    return table.assign(**{VERDICT_COLUMN: verdict, SOURCE_COLUMN: source})
+
+
+def write_labels(path: str | Path, table: pd.DataFrame) -> None:
+    """Write labels as the CSV that `read_labels` reads; columns in one order, whatever the rows."""
+    optional = [name for name in (RADIUS_COLUMN, SCORE_COLUMN) if name in table]
+    columns = [*TRUTH_COLUMNS, *optional, VERDICT_COLUMN, SOURCE_COLUMN]
+    write_annotations(path, table[columns])
+
+
+def _column(raw: pd.DataFrame, name: str) -> pd.Series:
+    if name in raw:
+        return raw[name].astype(str)
+    return pd.Series([""] * len(raw), index=raw.index, dtype=str)
+
+
 def _detected(path: Path) -> TruthFormat:
     if path.suffix.lower() == ".star":
         return "star"
@@ -177,7 +237,19 @@ def read_text_table(path: Path) -> pd.DataFrame:
 
 
 def read_named_table(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Make annotations of a table of text by its columns' names; InputError naming the fault."""
+    """Make annotations of a table of text by its columns' names; InputError naming the fault.
+
+    Of labels (`read_labels`) only those that are particles are taken.
+    """
+    if VERDICT_COLUMN in raw:
+        kept = raw[VERDICT_COLUMN].astype(str).str.strip().str.lower().isin(["", YES])
+        raw = raw[kept].reset_index(drop=True)
+        gaps = [c for c in (RADIUS_COLUMN, SCORE_COLUMN) if c in raw and (raw[c] == "").any()]
+        raw = raw.drop(columns=gaps)
+    return _named(raw, path)
+
+
+def _named(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
     by_name = {str(column).strip().lower(): column for column in reversed(raw.columns)}
     found = {
         name: next((by_name[alias] for alias in aliases if alias in by_name), None)
@@ -205,9 +277,9 @@ def read_named_table(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
     return table[[*TRUTH_COLUMNS, *more]].reset_index(drop=True)
 
 
-def _numbers(raw: pd.DataFrame, column: str, path: Path) -> pd.Series:
+def _numbers(raw: pd.DataFrame, column: str, path: Path, *, gaps: bool = False) -> pd.Series:
     values = pd.to_numeric(raw[column], errors="coerce")
-    bad = values.isna()
+    bad = values.isna() & ~((raw[column].astype(str) == "nan") & gaps)
     if bad.any():
         row = int(np.flatnonzero(bad.to_numpy())[0])
         raise InputError(

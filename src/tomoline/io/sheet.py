@@ -175,6 +175,11 @@ def load_dataset(
     return dataset, read_sheet(path.parent / dataset.sheet)
 
 
+def labels_file(dataset: str, tomogram: str, *, folder: str | Path = DATASETS_FOLDER) -> Path:
+    """The file of a tomogram's labels; it need not be there."""
+    return Path(folder) / f"{dataset}_annotations" / f"{tomogram}.csv"
+
+
 def list_datasets(folder: str | Path = DATASETS_FOLDER) -> list[str]:
     """Return the names of the onboarded datasets, sorted."""
     return sorted(path.stem for path in Path(folder).glob("*.yaml"))

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tomoline.networks.blocks import autocast_like
 
 Stem = Literal["pooled", "strided"]
+Layers = Literal["head", "last_block", "all"]  # what is learnt anew when a network is tuned
 
 
 class DSMNet(nn.Module):
@@ -73,11 +74,45 @@ class DSMNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Feature vectors `(B, features)` of subtomograms."""
+        return self._features(self._backbone(x, len(self.blocks)))
+
+    def below(self, x: Tensor, layers: Layers) -> Tensor:
+        """What the layers that stay as they are make of subtomograms `(B, in_channels, Z, Y, X)`.
+
+        `head`: maps averaged over space `(B, maps[-1])`; `last_block`: maps `(B, maps[-2], ...)`
+        before the last halving; `all`: the subtomograms themselves.
+        """
+        with autocast_like(x):
+            if layers == "head":
+                return self._backbone(x, len(self.blocks)).mean((2, 3, 4))
+            return x if layers == "all" else self._backbone(x, len(self.blocks) - 1)
+
+    def above(self, x: Tensor, layers: Layers) -> Tensor:
+        """Logits `(B, classes)` of what `below` gave; both together are `forward`."""
+        if layers == "all":
+            return self._logits(x)
+        if layers == "last_block":
+            x = self.blocks[-1](self.halve[-1](x)).mean((2, 3, 4))
+        logits: Tensor = self.last(self.dropout(F.relu(self.to_features(x))))
+        return logits
+
+    def learnt(self, layers: Layers) -> list[nn.Parameter]:
+        """The parameters that `above` uses."""
+        parts: list[nn.Module] = [self.to_features, self.last]
+        if layers == "last_block":
+            parts += [self.halve[-1], self.blocks[-1]]
+        return list((self if layers == "all" else nn.ModuleList(parts)).parameters())
+
+    def _backbone(self, x: Tensor, levels: int) -> Tensor:
+        """Maps after so many levels."""
         x = F.relu(self.first_norm(self.first(x)))
         x = F.max_pool3d(x, 2) if self.stem == "pooled" else x
-        for k, block in enumerate(self.blocks):
-            x = block(self.halve[k - 1](x) if k else x)
-        return F.relu(self.to_features(x.mean((2, 3, 4))))
+        for k in range(levels):
+            x = self.blocks[k](self.halve[k - 1](x) if k else x)
+        return x
+
+    def _features(self, maps: Tensor) -> Tensor:
+        return F.relu(self.to_features(maps.mean((2, 3, 4))))
 
     def _logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self.last(self.dropout(self.features(x)))

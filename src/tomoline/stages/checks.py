@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tomoline.contracts import BACKGROUND
 from tomoline.errors import InputError
 from tomoline.export.dialect import check_classes
 from tomoline.export.registry import dialect
-from tomoline.io.sheet import DATASETS_FOLDER, SheetRow, load_dataset
+from tomoline.io.sheet import DATASETS_FOLDER, SheetRow, labels_file, load_dataset
 from tomoline.networks.cards import ModelCard, load_card, verify_weights
-from tomoline.settings import Config, DatasetSettings
+from tomoline.settings import Config, DatasetSettings, model_path
 
 CONFIG_FILE = "config/config.yaml"
 
 # Folders of a dataset's results that are not a tomogram's.
-RESERVED_NAMES = ("benchmarks", "export", "logs", "report")
+RESERVED_NAMES = ("benchmarks", "export", "logs", "report", "review")
 
 # Assumed where a header could not be read: such a tomogram fails at once, or is small.
 _UNKNOWN_VOXELS = 50_000_000
@@ -100,11 +100,60 @@ class Run:
 
 def models_of(config: Config) -> dict[str, Path]:
     """Return the folder of the model that does each work."""
-    folder = Path(config.models.folder)
     return {
-        "localizer": folder / config.models.localizer,
-        "classifier": folder / config.models.classifier,
+        "localizer": config.models.path_of("localizer"),
+        "classifier": config.models.path_of("classifier"),
     }
+
+
+def start_of(config: Config, role: Literal["localizer", "classifier"]) -> Path:
+    """Return the folder of the model that fine-tuning starts from.
+
+    Raises
+    ------
+    InputError
+        If it is one that the fine-tuning writes.
+    """
+    tune, models = config.finetune, config.models
+    named = getattr(tune, role)
+    folder = model_path(named, models.folder) if named else models.path_of(role)
+    # The candidates are those of the run's localizer, so it must not wait for its own outcome.
+    used = {folder, models.path_of(role)} if role == "localizer" else {folder}
+    own = Path("results/models") / f"{tune.name}-{role}"
+    if own in used:
+        raise InputError(
+            f"finetune.{role}", expected="a model to start from that is not the one to be made",
+            found=str(own),
+            remedy="for another round give finetune.name another name; to repeat this one, name in "
+            f"finetune.{role} the model it began with"
+            + (" and in models.localizer too" if role == "localizer" else ""),
+        )  # fmt: skip
+    return folder
+
+
+def labelled_rows(run: Run, *, root: str | Path = ".") -> tuple[str, list[SheetRow]]:
+    """Return the data set whose labels are learnt, and the rows of its tomograms that have some.
+
+    Raises
+    ------
+    InputError
+        If the data set is not among those that are run, or has no labels.
+    """
+    name = run.config.finetune.dataset or run.config.datasets[0]
+    if name not in run.rows:
+        raise InputError(
+            "finetune.dataset", expected=f"one of `datasets`: {', '.join(run.rows)}", found=name,
+            remedy="add it to `datasets`",
+        )  # fmt: skip
+    folder = Path(root) / DATASETS_FOLDER
+    rows = [r for r in run.rows[name] if labels_file(name, r.tomogram, folder=folder).is_file()]
+    if not rows:
+        raise InputError(
+            folder / f"{name}_annotations", expected="labels of tomograms that are run",
+            found="none", remedy=f"tomoline import PICKS --dataset {name} --dialect ..., or "
+            f"tomoline review {name} and tomoline adopt",
+        )  # fmt: skip
+    return name, rows
 
 
 def check_run(config: Config, *, root: str | Path = ".", thorough: bool = True) -> Run:

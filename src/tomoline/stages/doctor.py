@@ -343,11 +343,13 @@ def _models(project: Path) -> list[Check]:
                 remedy="mend config/config.yaml",
             )
         ]
-    roles = {"localizer": models.localizer, "classifier": models.classifier}
-    folder = project / models.folder
-    checks = [_model(role, folder / name) for role, name in roles.items()]
+    folders = {
+        "localizer": project / models.path_of("localizer"),
+        "classifier": project / models.path_of("classifier"),
+    }
+    checks = [_model(role, folder) for role, folder in folders.items()]
     if all(check.state == "ok" for check in checks):
-        checks += _fit(*(load_card(folder / name) for name in roles.values()))
+        checks += _fit(*(load_card(folder) for folder in folders.values()))
     return checks
 
 

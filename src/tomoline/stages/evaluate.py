@@ -60,7 +60,7 @@ def run(
     log = get_logger(__name__)
     transform = VolumeTransform.load(inputs["transform"])
     given = inputs.get("occupancy")
-    options = _options(transform, settings, dataset, tilt_series, given)
+    options = truth_options(transform, settings, dataset, tilt_series, given)
     truth = read_truth(inputs["truth"], options)
     _check_inside(truth, transform.given_shape_zyx, inputs["truth"])
     occupancy = (
@@ -91,13 +91,14 @@ def run(
     )  # fmt: skip
 
 
-def _options(
+def truth_options(
     transform: VolumeTransform,
     settings: EvaluateSettings,
     dataset: Mapping[str, Any] | None,
     tilt_series: str | None,
     occupancy: str | Path | None,
 ) -> TruthOptions:
+    """How a tomogram's truth is read, by the settings, then by the data set's."""
     checked = validated(DatasetSettings, dataset or {"name": "none", "sheet": ""}, source="dataset")
     layout, offset = settings.truth_format, settings.truth_z_offset_vox
     layout = checked.truth_format if layout == "auto" else layout

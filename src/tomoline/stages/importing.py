@@ -2,7 +2,9 @@
 
 The picks are placed in the voxels of the tomograms of an onboarded dataset, by the same geometry as
 exports, and written as one CSV a tomogram (`io.annotations`) below
-`config/datasets/<dataset>_annotations/`. Nothing has to have been run before.
+`config/datasets/<dataset>_annotations/`. Nothing has to have been run before. What another file
+brought, and what a review decided, stays there: each row says where it came from, and an import
+replaces only what the same file brought before.
 """
 
 from __future__ import annotations
@@ -18,14 +20,22 @@ from tomoline.errors import InputError
 from tomoline.export.dialect import Dialect, Place
 from tomoline.export.geometry import RelionCentre, TomogramGeometry
 from tomoline.export.registry import dialect as dialect_of
-from tomoline.io.annotations import RADIUS_COLUMN, write_annotations
-from tomoline.io.sheet import DATASETS_FOLDER, SheetRow, load_dataset, write_sheet
+from tomoline.io.annotations import RADIUS_COLUMN, label_table, write_labels
+from tomoline.io.sheet import (
+    DATASETS_FOLDER,
+    SheetRow,
+    labels_file,
+    load_dataset,
+    write_sheet,
+)
 from tomoline.log import get_logger
 from tomoline.settings import DatasetSettings
+from tomoline.stages.labels import joined, labels_of
 from tomoline.stages.names import file_stem, tilt_series_name
 
 _log = get_logger(__name__)
 _TOMOSTAR = ".tomostar"
+SAME_PICK_VOX = 0.5  # nearer to each other two picks of different files are one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +91,9 @@ def import_picks(picks: Picks, *, project: str | Path = ".") -> Imported:
         table = _read(picks, dialect, dataset, row, named)
         if len(table) or not named:
             tables[row.tomogram] = table
-    place = folder / f"{picks.dataset}_annotations"
-    files = {name: place / f"{name}.csv" for name in tables}
+    files = {name: labels_file(picks.dataset, name, folder=folder) for name in tables}
     for name, table in tables.items():
-        write_annotations(files[name], table)
+        _add(files[name], table, source=f"{picks.dialect} {picks.path.name}")
     if picks.as_truth and files:
         _name_as_truth(Path(project), folder / dataset.sheet, rows, files)
     return Imported(files=files, tables=tables, unmatched=unmatched)
@@ -146,6 +155,17 @@ def _read(
     if picks.radius_angstrom is not None and RADIUS_COLUMN not in table:
         table[RADIUS_COLUMN] = picks.radius_angstrom / geometry.voxel_size_angstrom
     return table
+
+
+def _add(file: Path, table: pd.DataFrame, *, source: str) -> None:
+    """Put picks beside what is known of the tomogram already."""
+    old = labels_of(file)
+    # Rows that do not say where they come from are of a release that knew one import only.
+    kept = old[~old["source"].isin([source, ""])]
+    merged, changes = joined(kept, label_table(table, source=source), within_vox=SAME_PICK_VOX)
+    for words in changes.replaced:
+        _log.warning("%s: %s", file.stem, words)
+    write_labels(file, merged)
 
 
 def _tomograms(

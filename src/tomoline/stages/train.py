@@ -203,11 +203,11 @@ def _write_models(
         card = card.model_copy(update={"training": seen})
         if part == "localizer":
             card = _with_threshold(card, own, held_out)
-            runner = _runner(card, own, settings, flips=SegmentSettings().test_time_flips)
+            runner = runner_of(card, own, settings.device, flips=SegmentSettings().test_time_flips)
             found = [find_in(runner, known) for known in _known(held_out, classes)]
             card = with_precision(card, found, source=VALIDATION)
         elif found:
-            runner = _runner(card, own, settings, flips=ClassifySettings().test_time_flips)
+            runner = runner_of(card, own, settings.device, flips=ClassifySettings().test_time_flips)
             card = with_temperature(card, [vote_on(runner, f) for f in found], source=VALIDATION)
         else:
             log.info("no temperature without a localizer: `tomoline calibrate` finds it with one")
@@ -224,15 +224,14 @@ def _known(held_out: Sequence[TrainingVolume], classes: tuple[str, ...]) -> list
     ]  # fmt: skip
 
 
-def _runner(
-    card: ModelCard, state: Mapping[str, Tensor], settings: TrainSettings, *, flips: int
-) -> Runner:
-    device = choose_device(settings.device)
-    precision = choose_precision("auto", device)
+def runner_of(card: ModelCard, state: Mapping[str, Tensor], device: str, *, flips: int) -> Runner:
+    """A network ready to predict, of weights that are not on disk yet."""
+    where = choose_device(device)
+    precision = choose_precision("auto", where)
     network = build(card.network, card.parameters)
     network.load_state_dict(dict(state))
-    network = network.to(device).eval()
-    return Runner(card, network, device, precision, speed_up(network, device, precision), flips)
+    network = network.to(where).eval()
+    return Runner(card, network, where, precision, speed_up(network, where, precision), flips)
 
 
 def _with_threshold(

@@ -54,6 +54,8 @@ def core_mask(
     for centre, radius in zip(centres_zyx, radii, strict=True):
         low = np.maximum(np.floor(centre - radius).astype(int), 0)
         high = np.minimum(np.ceil(centre + radius).astype(int) + 1, shape)
+        if (high <= low).any():  # a ball that lies outside
+            continue
         grids = np.ogrid[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
         distance = sum((g - c) ** 2 for g, c in zip(grids, centre, strict=True))
         mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] |= distance <= radius**2

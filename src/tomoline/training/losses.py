@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+UNKNOWN = 255  # a target's voxels of which nobody knows what they are: they teach nothing
+
 
 def weighted_focal_loss(
     logits: Tensor, target: Tensor, alpha: Tensor | None = None, gamma: float = 2.0
@@ -17,10 +19,12 @@ def weighted_focal_loss(
     logits:
         `(B, C, ...)`; computed in float32.
     target:
-        `(B, ...)` class of each voxel.
+        `(B, ...)` class of each voxel, UNKNOWN where nothing is to be learnt (N counts the others).
     alpha:
         `(C,)` class weights; None is 1. With gamma = 0 the loss is cross-entropy.
     """
+    known = target != UNKNOWN
+    target = torch.where(known, target, torch.zeros_like(target))
     log_p = F.log_softmax(logits.float(), 1)
     log_pt = log_p.gather(1, target[:, None].long())[:, 0]
     loss = -log_pt
@@ -28,7 +32,9 @@ def weighted_focal_loss(
         loss = loss * (1 - log_pt.exp()).clamp_min(0) ** gamma
     if alpha is not None:
         loss = loss * alpha.to(loss.device)[target.long()]
-    return loss.mean()
+    if bool(known.all()):
+        return loss.mean()
+    return (loss * known).sum() / known.sum().clamp_min(1)
 
 
 def tversky_loss(

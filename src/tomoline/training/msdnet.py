@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from tomoline.training.augment import random_crop, random_flip, random_intensity
 from tomoline.training.data import TrainingVolume
 from tomoline.training.forward import logits_of
-from tomoline.training.losses import radius_weights, tversky_loss, weighted_focal_loss
+from tomoline.training.losses import (
+    UNKNOWN,
+    radius_weights,
+    tversky_loss,
+    weighted_focal_loss,
+)
 
 Task = Literal["localizer", "classifier", "joint"]
 
@@ -140,8 +145,9 @@ class MSDNetRecipe:
                 logits = self._logits(network, batch["volume"]).cpu()
                 losses.append(float(self.loss(lambda _, x=logits: x, batch)))  # type: ignore[arg-type,misc]
                 if o.task != "classifier":
-                    marked = logits[0, :2].softmax(0)[1] > 0.5
-                    truth = batch["core"][0] > 0
+                    known = batch["core"][0] != UNKNOWN
+                    marked = (logits[0, :2].softmax(0)[1] > 0.5) & known
+                    truth = (batch["core"][0] > 0) & known
                     overlap[0] += 2.0 * float((marked & truth).sum())
                     overlap[1] += float(marked.sum() + truth.sum())
                 if o.task != "localizer":

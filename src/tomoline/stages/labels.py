@@ -1,0 +1,90 @@
+"""What is known of a data set's tomograms by people: where it is kept, and how it grows.
+
+One file a tomogram, `config/datasets/<dataset>_annotations/<tomogram>.csv`, of the columns that
+`tomoline.io.annotations` describes. Imports (`stages/importing.py`) and reviews
+(`stages/adopt.py`) add to it; fine-tuning (`stages/finetune.py`) learns from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tomoline.evaluation.matching import match_one_to_one
+from tomoline.io.annotations import (
+    PLACE_COLUMNS,
+    SOURCE_COLUMN,
+    TRUTH_COLUMNS,
+    VERDICT_COLUMN,
+    read_labels,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What joining did: rows added, rows that stayed as they were, and in words those replaced."""
+
+    added: int
+    unchanged: int
+    replaced: tuple[str, ...]
+
+
+def labels_of(file: str | Path) -> pd.DataFrame:
+    """The labels of a file; an empty table where there is none. InputError as `read_labels`."""
+    if Path(file).is_file():
+        return read_labels(file)
+    columns = [*TRUTH_COLUMNS, VERDICT_COLUMN, SOURCE_COLUMN]
+    empty = pd.DataFrame({name: pd.Series(dtype=object) for name in columns})
+    return empty.astype({"id": int, **dict.fromkeys(PLACE_COLUMNS, float)})
+
+
+def joined(
+    old: pd.DataFrame, new: pd.DataFrame, *, within_vox: float
+) -> tuple[pd.DataFrame, Changes]:
+    """Join labels; a new one within `within_vox` of an old one replaces it and keeps its id.
+
+    The nearest pairs are matched one to one, so of two neighbours each keeps its own. Joining the
+    same labels again changes nothing.
+    """
+    pairs = match_one_to_one(
+        new[PLACE_COLUMNS].to_numpy(float), old[PLACE_COLUMNS].to_numpy(float), within_vox
+    ).true_of_prediction
+    same = np.array([
+        place >= 0 and _says(new.iloc[k]) == _says(old.iloc[place])
+        for k, place in enumerate(pairs)
+    ], bool)  # fmt: skip
+    replaced = [
+        f"{_said(old.iloc[place])} is now {_said(new.iloc[k])}"
+        for k, place in enumerate(pairs) if place >= 0 and not same[k]
+    ]  # fmt: skip
+    gone = [int(place) for k, place in enumerate(pairs) if place >= 0 and not same[k]]
+    taken = new[~same].copy()
+    highest = max(int(old["id"].max()) if len(old) else 0, 0)
+    places = pairs[~same]
+    fresh = highest + np.cumsum(places < 0)
+    taken["id"] = [
+        int(old["id"].iloc[place]) if place >= 0 else int(number)
+        for place, number in zip(places, fresh, strict=True)
+    ]
+    kept = old.drop(index=old.index[gone])
+    parts = [part for part in (kept, taken) if len(part)] or [taken]
+    whole = pd.concat(parts, ignore_index=True).sort_values("id", kind="stable")
+    changes = Changes(
+        added=int((places < 0).sum()), unchanged=int(same.sum()), replaced=tuple(replaced)
+    )
+    return whole.reset_index(drop=True), changes
+
+
+def _says(row: pd.Series) -> tuple[str, str]:
+    return str(row[VERDICT_COLUMN]), str(row["class"])
+
+
+def _said(row: pd.Series) -> str:
+    """A label in words, with where it came from."""
+    verdict, name = _says(row)
+    what = {"no": "no particle", "unsure": "unsure"}.get(verdict, name or "a particle")
+    source = str(row[SOURCE_COLUMN])
+    return f"{what} ({source})" if source else what

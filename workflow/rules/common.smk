@@ -291,7 +291,8 @@ def truth_files(wildcards):
     return files | ({"occupancy": row.occupancy} if row.occupancy else {})
 
 
-# Captions cost time and pages cost size: beyond this many, the dataset's page links to them only.
+# Captions cost time and pages cost size: beyond this many, report.html has the dataset's page
+# alone, and report.zip, whose folder costs no captions, is the form to ask for.
 PAGES_IN_REPORT = 60
 PAGE_CAPTION = workflow.current_basedir.join("../report/tomogram.rst")
 
@@ -340,6 +341,11 @@ def evaluation_files(wildcards):
     return {key: str(outputs[name]).format(**wildcards) for key, name in names.items()}
 
 
+def report_as_folder():
+    """Whether `--report` writes a zip file, the only form in which Snakemake takes folders."""
+    return "--report" in sys.argv and any(a.endswith(".zip") for a in sys.argv)
+
+
 def shown(dataset, tomogram):
     """A tomogram's page, marked for the report if it is there.
 
@@ -347,7 +353,8 @@ def shown(dataset, tomogram):
     after a run in which some tomograms failed theirs does not.
     """
     page = rules.report_tomogram.output.page.format(dataset=dataset, tomogram=tomogram)
-    if len(run().rows[dataset]) > PAGES_IN_REPORT or not Path(page).exists():
+    many = len(run().rows[dataset]) > PAGES_IN_REPORT
+    if many or report_as_folder() or not Path(page).exists():
         return page
     return report(
         page,

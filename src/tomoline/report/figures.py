@@ -87,38 +87,22 @@ def bars(values: Mapping[str, float], *, title: str, colours: Mapping[str, str] 
     return svg("".join(parts), height=12 + step * len(values), title=title)
 
 
-def stacked_bars(rows: Mapping[str, Mapping[str, float]], *, title: str,
-                 styles: Mapping[str, ClassStyle]) -> str:  # fmt: skip
-    """Return one bar a row, made of the row's parts in the order of `styles`."""
-    step, left = 22, _label_width(rows)
-    largest = max([sum(row.values()) for row in rows.values()], default=0.0) or 1.0
-    room = WIDTH - left - 60
-    parts = []
-    for i, (label, row) in enumerate(rows.items()):
-        y, x = 6 + i * step, float(left)
-        parts.append(_text(left - 6, y + 12, _shorten(label), "lab", "end"))
-        for name, style in styles.items():
-            length = room * row.get(name, 0.0) / largest
-            if length > 0:
-                tip = f"{label}, {name}: {number(row[name])}"
-                parts.append(
-                    f'<rect x="{_n(x)}" y="{y}" width="{_n(length)}" height="16" stroke="#fff" '
-                    f'stroke-width="0.6" fill="{style.colour}"><title>{escape(tip)}</title></rect>'
-                )
-                x += length
-        parts.append(_text(x + 5, y + 12, number(sum(row.values())), "num"))
-    parts.append(_line(left, 2, left, 8 + len(rows) * step, "ax"))
-    return svg("".join(parts), height=12 + step * len(rows), title=title)
-
-
 def histogram(groups: Mapping[str, ArrayLike], *, title: str, label: str,
-              span: tuple[float, float] | None = None, n_bins: int = 20) -> str:  # fmt: skip
-    """Return stacked counts of the finite values of one or more groups over common bins."""
+              span: tuple[float, float] | None = None, n_bins: int = 20,
+              marks: Mapping[str, float] | None = None,
+              expected: Mapping[str, ArrayLike] | None = None) -> str:  # fmt: skip
+    """Return stacked counts of the finite values of one or more groups over common bins.
+
+    `marks` are upright lines at some value, each with its words; `expected` are numbers, one a
+    bin, drawn as a dashed line through the bins' middles.
+    """
     data = {name: _finite(values) for name, values in groups.items()}
     low, high = span if span is not None else _span(list(data.values()))
     edges = np.linspace(low, high, n_bins + 1)
     counts = {name: np.histogram(v, bins=edges)[0] for name, v in data.items()}
     top = max(int(np.sum(list(counts.values()), axis=0).max()), 1) if counts else 1
+    curves = {name: np.asarray(values, float) for name, values in (expected or {}).items()}
+    top = max([top, *(math.ceil(values.max()) for values in curves.values())])
     frame = _Frame(x=(low, high), y=(0.0, float(top)), height=190)
     frame.y_ticks = min(4, top)  # there is no half a particle
     base = np.zeros(n_bins)
@@ -134,31 +118,53 @@ def histogram(groups: Mapping[str, ArrayLike], *, title: str, label: str,
                 "</rect>"
             )
         base += heights
-    legend = _legend(list(data), y=frame.height + 2) if len(data) > 1 else ""
+    middles = (edges[:-1] + edges[1:]) / 2
+    for i, values in enumerate(curves.values()):
+        points = " ".join(
+            f"{_n(frame.px(x))},{_n(frame.py(y))}" for x, y in zip(middles, values, strict=True)
+        )
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{_series_colour(len(data) + i)}" '
+            'stroke-width="2" stroke-dasharray="6 3"/>'
+        )
+    parts.append(_marks(frame, marks or {}))
+    names = [*data, *curves]
+    legend = _legend(names, y=frame.height + 2) if len(names) > 1 else ""
     return svg("".join(parts) + legend, height=frame.height + (20 if legend else 0), title=title)
 
 
 def lines(series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str, x_label: str,
           y_label: str, x_span: tuple[float, float] | None = None,
           y_span: tuple[float, float] | None = None,
-          marks: Mapping[str, float] | None = None) -> str:  # fmt: skip
+          marks: Mapping[str, float] | None = None,
+          bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+          dots: bool = False, height: float = 200) -> str:  # fmt: skip
     """Return curves over a common x; points that are not finite are left out of their curve.
 
-    `marks` are upright lines at some x, each with its words beside it.
+    `marks` are upright lines at some x, each with its words beside it; `bands` are a curve's lower
+    and upper bounds at its x, shaded; `dots` marks the points.
     """
     curves = {name: _finite_pairs(x, y) for name, (x, y) in series.items()}
     curves = {name: xy for name, xy in curves.items() if len(xy)}
     xs = [xy[:, 0] for xy in curves.values()]
     ys = [xy[:, 1] for xy in curves.values()]
-    frame = _Frame(x=x_span or _span(xs), y=y_span or _span(ys, zero=True), height=200)
-    parts = [frame.axes(x_label, y_label)]
-    for n, (words, x) in enumerate((marks or {}).items()):
-        at, low = frame.px(x), frame.bottom - 6 - 15 * n  # curves lie at the top
-        parts.append(_line(at, frame.top, at, frame.bottom, "ax"))
-        right = at > (frame.left + frame.right) / 2
-        parts.append(
-            _text(at - 4 if right else at + 4, low, words, "lab", "end" if right else "start")
-        )
+    shades = {
+        name: [_finite_pairs(series[name][0], bound) for bound in bounds]
+        for name, bounds in (bands or {}).items()
+        if name in curves
+    }
+    ys += [xy[:, 1] for pair in shades.values() for xy in pair]
+    frame = _Frame(x=x_span or _span(xs), y=y_span or _span(ys, zero=True), height=height)
+    parts = [frame.axes(x_label, y_label), _marks(frame, marks or {})]
+    for i, name in enumerate(curves):
+        if name in shades:
+            low, high = shades[name]
+            points = " ".join(
+                f"{_n(frame.px(x))},{_n(frame.py(y))}" for x, y in [*low, *high[::-1]]
+            )
+            parts.append(
+                f'<polygon points="{points}" fill="{_series_colour(i)}" fill-opacity=".22"/>'
+            )
     for i, xy in enumerate(curves.values()):
         points = " ".join(f"{_n(frame.px(x))},{_n(frame.py(y))}" for x, y in _thin(xy))
         dash = ("", ' stroke-dasharray="6 3"', ' stroke-dasharray="2 3"')[i % 3]
@@ -166,9 +172,16 @@ def lines(series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str, x_la
             f'<polyline points="{points}" fill="none" stroke="{_series_colour(i)}" '
             f'stroke-width="2"{dash}/>'
         )
+        if dots:
+            parts += [
+                f'<circle cx="{_n(frame.px(x))}" cy="{_n(frame.py(y))}" r="3" '
+                f'fill="{_series_colour(i)}"/>'
+                for x, y in _thin(xy)
+            ]
+    legend = _legend(list(curves), y=frame.height + 2) if len(curves) > 1 else ""
     return svg(
-        "".join(parts) + _legend(list(curves), y=frame.height + 2),
-        height=frame.height + 20 * math.ceil(max(len(curves), 1) / 3),
+        "".join(parts) + legend,
+        height=frame.height + (20 * math.ceil(len(curves) / 3) if legend else 0),
         title=title,
     )
 
@@ -300,6 +313,19 @@ def _cell(x: float, y: float, size: float, share: float, count: float, tip: str)
     )
 
 
+def _marks(frame: _Frame, marks: Mapping[str, float]) -> str:
+    """Upright lines with their words, each a line higher so that near ones stay legible."""
+    parts = []
+    for n, (words, x) in enumerate(marks.items()):
+        at, low = frame.px(x), frame.bottom - 6 - 15 * n  # curves lie at the top
+        parts.append(_line(at, frame.top, at, frame.bottom, "ax mark"))
+        right = at > (frame.left + frame.right) / 2
+        parts.append(
+            _text(at - 4 if right else at + 4, low, words, "lab halo", "end" if right else "start")
+        )
+    return "".join(parts)
+
+
 def _legend(names: Sequence[str], *, y: float) -> str:
     parts = []
     for i, name in enumerate(names):
@@ -375,6 +401,6 @@ def _n(value: float) -> str:
 
 
 __all__ = [
-    "bars", "heatmap", "histogram", "lines", "marker", "number", "reliability", "stacked_bars",
-    "svg", "swatch", "ticks",
+    "bars", "heatmap", "histogram", "lines", "marker", "number", "reliability", "svg",
+    "swatch", "ticks",
 ]  # fmt: skip

@@ -343,7 +343,8 @@ def evaluation_files(wildcards):
 
 def report_as_folder():
     """Whether `--report` writes a zip file, the only form in which Snakemake takes folders."""
-    return "--report" in sys.argv and any(a.endswith(".zip") for a in sys.argv)
+    asked = any(argument.startswith("--report") for argument in sys.argv)
+    return asked and any(argument.endswith(".zip") for argument in sys.argv)
 
 
 def shown(dataset, tomogram):

@@ -225,6 +225,12 @@ def _came_in(result: DatasetResult) -> list[str]:
             + " to ".join(dict.fromkeys(figures.number(v, 4) for v in (voxels[0], voxels[-1])))
             + " Å."
         )
+        depths = [row.size_xyz[2] * row.voxel_size_angstrom / 10 for row in known if row.size_xyz]
+        ends = dict.fromkeys(f"{depth:,.0f}" for depth in (min(depths), max(depths)))
+        texts.append(f"{' to '.join(ends)} nm deep.")
+    truths = sum(bool(row.evaluation) for row in result.rows)
+    if truths:
+        texts.append(f"The truth is known for {truths:,}: see “Against the truth”.")
     return texts
 
 
@@ -250,8 +256,9 @@ def _came_out(result: DatasetResult) -> list[str]:
             f"By their scores about {100 * every.mean():.0f} in 100 are particles (as measured on "
             "simulated tomograms)."
         )
-    first = next((path for path in result.exports if path.endswith("particles.star")), "")
-    if first:
+    lists = [path for path in result.exports if path.endswith("/particles.star")]
+    if lists:
+        first = next((path for path in lists if "relion5" in path), lists[0])
         texts.append(f"For RELION: <code>{escape(first)}</code>")
     return texts
 
@@ -329,7 +336,7 @@ def _attention_html(result: DatasetResult) -> str:
     warned = [row for row in result.rows if row.warnings]
     finished = result.in_state("finished")
     empty = [row for row in finished if row.particles.columns.size and row.accepted.empty]
-    text = pages.box(_to_do(result), "bad" if broken else "")
+    text = pages.box(_to_do(result), "bad") if broken else ""
     if broken:
         rows = []
         for row in broken:
@@ -398,7 +405,7 @@ def _to_do(result: DatasetResult) -> list[str]:
     if result.in_state("to do", "running"):
         steps.append("Some tomograms are not finished; run the workflow (again) to do them.")
     if not steps and result.rows:
-        steps.append("Nothing failed. Look at a few tomograms' pages before you go on.")
+        steps.append("See whether the marks sit on particles before you go on.")
     return steps
 
 
@@ -545,7 +552,7 @@ def trends_html(result: DatasetResult) -> str:
         *(
             pages.figure(
                 figures.lines({label: (course["n"], course[key])}, title=label,
-                              x_label="tomogram, in the order they came", y_label=label, dots=True),
+                              x_label="tomogram, in the order they came", y_label=label),
                 caption,
             )
             for key, label, caption in (

@@ -197,11 +197,10 @@ def _card(density: Density, style: ClassStyle, strips: Mapping[str, NDArray[np.u
           quality: int, voxel_size_angstrom: float) -> str:  # fmt: skip
     nm = voxel_size_angstrom / 10
     radii = np.arange(len(density.profile)) * nm
-    error = np.nan_to_num(density.error)
     chart = figures.lines(
-        {"mean": (radii, density.profile)}, title=f"Density of {density.name} about its centre",
+        {"mean": (radii, density.profile, density.error)}, title=f"Density of {density.name} about its centre",
         x_label="from the centre (nm)", y_label="density (SD)",
-        bands={"mean": (density.profile - error, density.profile + error)}, height=160,
+        size=(270, 150),
     )  # fmt: skip
     of = f"{density.n:,}" if density.n == density.n_averaged else (
         f"{density.n_averaged:,} of {density.n:,}, evenly by score"
@@ -209,7 +208,7 @@ def _card(density: Density, style: ClassStyle, strips: Mapping[str, NDArray[np.u
     rows = []
     for word, rank in density.ranks.items():
         scores = [score for score, _ in rank]
-        low, high = figures.number(min(scores)), figures.number(max(scores))
+        low, high = f"{min(scores):.3f}", f"{max(scores):.3f}"
         span = f"score {high}" if low == high else f"scores {high} to {low}"
         rows.append(
             f"<p>{escape(word.capitalize())}: {span}</p>"
@@ -220,7 +219,7 @@ def _card(density: Density, style: ClassStyle, strips: Mapping[str, NDArray[np.u
         f"<p>Mean of {of}</p>"
         + _picture(strips["mean"], quality, f"Mean of {density.name} from three sides")
         + chart
-        + "".join(rows)
+        + f'<details class="singles" open><summary>Single picks</summary>{"".join(rows)}</details>'
         + "</div>"
     )
 

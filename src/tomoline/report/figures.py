@@ -127,34 +127,39 @@ def histogram(groups: Mapping[str, ArrayLike], *, title: str, label: str,
             f'<polyline points="{points}" fill="none" stroke="{_series_colour(len(data) + i)}" '
             'stroke-width="2" stroke-dasharray="6 3"/>'
         )
-    parts.append(_marks(frame, marks or {}))
+    parts.append(_marks(frame, marks or {}, above=True))
     names = [*data, *curves]
     legend = _legend(names, y=frame.height + 2) if len(names) > 1 else ""
     return svg("".join(parts) + legend, height=frame.height + (20 if legend else 0), title=title)
 
 
-def lines(series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str, x_label: str,
+def lines(series: Mapping[str, tuple[ArrayLike, ...]], *, title: str, x_label: str,
           y_label: str, x_span: tuple[float, float] | None = None,
           y_span: tuple[float, float] | None = None,
           marks: Mapping[str, float] | None = None,
-          bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
-          dots: bool = False, height: float = 200) -> str:  # fmt: skip
+          size: tuple[float, float] = (WIDTH, 200)) -> str:  # fmt: skip
     """Return curves over a common x; points that are not finite are left out of their curve.
 
-    `marks` are upright lines at some x, each with its words beside it; `bands` are a curve's lower
-    and upper bounds at its x, shaded; `dots` marks the points.
+    A curve is its x, its y and, if it has one, its error, which is shaded. `marks` are upright
+    lines at some x, each with its words beside it; `size` is the canvas's width and height.
     """
-    curves = {name: _finite_pairs(x, y) for name, (x, y) in series.items()}
+    width, height = size
+    curves = {name: _finite_pairs(xy[0], xy[1]) for name, xy in series.items()}
     curves = {name: xy for name, xy in curves.items() if len(xy)}
     xs = [xy[:, 0] for xy in curves.values()]
     ys = [xy[:, 1] for xy in curves.values()]
     shades = {
-        name: [_finite_pairs(series[name][0], bound) for bound in bounds]
-        for name, bounds in (bands or {}).items()
+        name: [
+            _finite_pairs(x, np.asarray(y, float) + sign * np.nan_to_num(np.asarray(error, float)))
+            for sign in (-1, 1)
+        ]
+        for name, (x, y, error) in ((n, xy) for n, xy in series.items() if len(xy) > 2)
         if name in curves
     }
     ys += [xy[:, 1] for pair in shades.values() for xy in pair]
-    frame = _Frame(x=x_span or _span(xs), y=y_span or _span(ys, zero=True), height=height)
+    frame = _Frame(
+        x=x_span or _span(xs), y=y_span or _span(ys, zero=True), height=height, width=width
+    )
     parts = [frame.axes(x_label, y_label), _marks(frame, marks or {})]
     for i, name in enumerate(curves):
         if name in shades:
@@ -172,16 +177,11 @@ def lines(series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str, x_la
             f'<polyline points="{points}" fill="none" stroke="{_series_colour(i)}" '
             f'stroke-width="2"{dash}/>'
         )
-        if dots:
-            parts += [
-                f'<circle cx="{_n(frame.px(x))}" cy="{_n(frame.py(y))}" r="3" '
-                f'fill="{_series_colour(i)}"/>'
-                for x, y in _thin(xy)
-            ]
     legend = _legend(list(curves), y=frame.height + 2) if len(curves) > 1 else ""
     return svg(
         "".join(parts) + legend,
         height=frame.height + (20 * math.ceil(len(curves) / 3) if legend else 0),
+        width=width,
         title=title,
     )
 
@@ -256,10 +256,11 @@ def heatmap(counts: NDArray[np.float64], *, rows: Sequence[str], columns: Sequen
 class _Frame:
     """The plot area of a chart with two axes."""
 
-    def __init__(self, *, x: tuple[float, float], y: tuple[float, float], height: float) -> None:
+    def __init__(self, *, x: tuple[float, float], y: tuple[float, float], height: float,
+                 width: float = WIDTH) -> None:  # fmt: skip
         self.x, self.y, self.height = x, y, height
         self.y_ticks = 4
-        self.left, self.right, self.top, self.bottom = 52.0, WIDTH - 12.0, 10.0, height - 40.0
+        self.left, self.right, self.top, self.bottom = 52.0, width - 12.0, 10.0, height - 40.0
 
     def px(self, value: float) -> float:
         low, high = self.x
@@ -313,11 +314,16 @@ def _cell(x: float, y: float, size: float, share: float, count: float, tip: str)
     )
 
 
-def _marks(frame: _Frame, marks: Mapping[str, float]) -> str:
-    """Upright lines with their words, each a line higher so that near ones stay legible."""
+def _marks(frame: _Frame, marks: Mapping[str, float], *, above: bool = False) -> str:
+    """Upright lines with their words, each on a line of its own so that near ones stay legible.
+
+    The words stand at the foot, since curves lie at the top, or `above`.
+    """
     parts = []
     for n, (words, x) in enumerate(marks.items()):
-        at, low = frame.px(x), frame.bottom - 6 - 15 * n  # curves lie at the top
+        at = frame.px(x)
+        low = frame.top + 9 + 15 * n if above else frame.bottom - 6 - 15 * n
+        parts.append(_line(at, frame.top, at, frame.bottom, "under"))
         parts.append(_line(at, frame.top, at, frame.bottom, "ax mark"))
         right = at > (frame.left + frame.right) / 2
         parts.append(

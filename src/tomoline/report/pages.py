@@ -64,20 +64,22 @@ svg.swatch{width:1em;height:1em;vertical-align:-.12em;margin-right:.35em}
 svg text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;fill:#1b1f24}
 svg text.num{font-size:11px;fill:#444}
 svg text.halo{paint-order:stroke;stroke:#fff;stroke-width:3px}
-svg .ax{stroke:#444;stroke-width:1}svg .mark{stroke-dasharray:3 2}svg .grid{stroke:#e1e5e9;stroke-width:1}
+svg .ax{stroke:#444;stroke-width:1}svg .mark{stroke-dasharray:3 2}
+svg .under{stroke:#fff;stroke-width:3}svg .grid{stroke:#e1e5e9;stroke-width:1}
 .legend{display:flex;flex-wrap:wrap;gap:3px 16px;margin:6px 0 10px;padding:0;list-style:none;
 font-size:.92rem}
 .legend label{cursor:pointer;white-space:nowrap}
 .legend.switch{position:sticky;top:0;z-index:2;background:#fff;padding:6px 0;
 border-bottom:1px solid var(--line)}
-button{font:inherit;font-size:.88rem;padding:1px 10px;border:1px solid var(--line);border-radius:4px;
-background:var(--wash);color:var(--accent);cursor:pointer}
+button{font:inherit;font-size:.88rem;padding:1px 10px;border:1px solid var(--line);
+border-radius:4px;background:var(--wash);color:var(--accent);cursor:pointer}
 .minute{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));gap:10px;
 margin:14px 0}
 .minute>div{border:1px solid var(--line);border-top:4px solid var(--accent);border-radius:6px;
 padding:8px 14px;min-width:0;overflow-wrap:anywhere}
 .minute>div.bad{border-top-color:#b3400a}.minute>div.warn{border-top-color:#c98a00}
-.minute h2{border:0;margin:0 0 4px;padding:0;font-size:1.02rem}.minute p{margin:4px 0;font-size:.95rem}
+.minute h2{border:0;margin:0 0 4px;padding:0;font-size:1.02rem}
+.minute p{margin:4px 0;font-size:.95rem}
 table.sort thead th{cursor:pointer}
 th[aria-sort=ascending]::after{content:" \\25B2"}th[aria-sort=descending]::after{content:" \\25BC"}
 .alone .folder{display:none}.alone a.page{pointer-events:none;color:inherit;text-decoration:none}
@@ -108,6 +110,7 @@ SCRIPT = """
 const root = document.documentElement, all = (q, e) => [...(e || document).querySelectorAll(q)];
 root.classList.add("js");
 if (!/^(file|https?):$/.test(location.protocol)) root.classList.add("alone");
+if (innerWidth < 560) all("details.singles").forEach(d => { d.open = false; });
 all("button[data-tick]").forEach(b => b.addEventListener("click", () =>
   all(".legend.switch input").forEach(i => { i.checked = b.dataset.tick == "all"; })));
 all("button[data-copy]").forEach(b => b.addEventListener("click", () => {
@@ -126,7 +129,8 @@ all("table.sort").forEach(table => all("thead th", table).forEach((head, k) => {
     head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
     all("tr:not(.sum)", body).sort((a, b) => {
       const x = value(a.cells[k]), y = value(b.cells[k]);
-      return sign * (typeof x == typeof y ? (x < y ? -1 : x > y ? 1 : 0) : typeof x == "number" ? 1 : -1);
+      const alike = typeof x == typeof y;
+      return sign * (alike ? (x < y ? -1 : x > y ? 1 : 0) : typeof x == "number" ? 1 : -1);
     }).forEach(row => body.insertBefore(row, body.querySelector("tr.sum")));
   };
   head.tabIndex = 0; head.title = head.title || "click to sort";

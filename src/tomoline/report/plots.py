@@ -31,6 +31,7 @@ FITS_COLOURS = {
 }
 MOST_POINTS = 3000  # of a tomogram's plot; more would only lie upon each other
 _SHAPES = {"circle": "circle", "square": "square", "diamond": "diamond", "triangle": "triangle-up"}
+_TENTHS: dict[str, Any] = {"values": [0, 0.2, 0.4, 0.6, 0.8, 1], "format": ".1f"}
 _PAGE_WIDE = 777  # altair's type for widths has no "as wide as the page": `_fit` puts it in
 _FONT = 'system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif'
 
@@ -77,7 +78,7 @@ def bundle() -> str:
     """
     import vl_convert  # noqa: PLC0415  (84 MB that only the writer of this file needs)
 
-    script: str = vl_convert.javascript_bundle()
+    script: str = vl_convert.javascript_bundle(None)
     return script
 
 
@@ -93,9 +94,7 @@ def linked_script(address: str) -> str:
     return f'<script data-from="{escape(address)}">{_DRAW}</script>'
 
 
-def plot(
-    spec: Mapping[str, Any], *, label: str, live_html: str = "", still_html: str = ""
-) -> str:
+def plot(spec: Mapping[str, Any], *, label: str, live_html: str = "", still_html: str = "") -> str:
     """Return a plot's place in the page: what stands there until it is drawn, and above it then."""
     data = json.dumps(spec, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return (
@@ -135,25 +134,30 @@ def trends(rows: pd.DataFrame, scores: pd.DataFrame, classes: pd.DataFrame, *,
     ]
     course = alt.Chart(_data(rows))
 
-    def panel(field: str, title: str, **axis: Any) -> Any:
-        x = alt.X("n:Q", title="tomogram, in the order they came",
-                  scale=alt.Scale(domain=brush, nice=False),
-                  axis=alt.Axis(format="d", tickMinStep=1))  # fmt: skip
-        y = alt.Y(f"{field}:Q", title=title, axis=alt.Axis(tickCount=4, **axis))
+    whole = alt.Axis(labelExpr="datum.value % 1 ? '' : datum.label", format="d", grid=False)
+    legend = alt.Legend(title="model fits", orient="top")
+
+    def panel(field: str, title: str, *, top: float | None = None, last: bool = False,
+              first: bool = False, **axis: Any) -> Any:  # fmt: skip
+        x = alt.X("n:Q", title="tomogram, in the order they came" if last else "",
+                  scale=alt.Scale(domain=brush, nice=False, padding=12), axis=whole)  # fmt: skip
+        limits = alt.Undefined if top is None else [0, top]
+        y = alt.Y(f"{field}:Q", title=title, scale=alt.Scale(domain=limits, padding=8, zero=True),
+                  axis=alt.Axis(tickCount=4, **axis))  # fmt: skip
         base = course.encode(x=x, y=y)
         dots = base.mark_point(size=46, filled=True, opacity=0.9, clip=True).encode(
-            color=alt.Color("fits:N", scale=looks, title="model fits"),
-            shape=alt.Shape("fits:N", scale=forms, title="model fits"),
+            color=alt.Color("fits:N", scale=looks, legend=legend if first else None),
+            shape=alt.Shape("fits:N", scale=forms, legend=legend if first else None),
             tooltip=tip, href="link:N",
         )  # fmt: skip
         line = base.mark_line(color="#9aa4ad", strokeWidth=1, clip=True)
-        return (line + dots).properties(width=_PAGE_WIDE, height=110)
+        return (line + dots).properties(width=_PAGE_WIDE, height=96)
 
     overview = (
         course.mark_area(color="#9cc3de", line={"color": ACCENT, "strokeWidth": 1})
         .encode(
             x=alt.X("n:Q", title="drag here to choose tomograms; double click for all",
-                    scale=alt.Scale(nice=False), axis=alt.Axis(format="d", tickMinStep=1)),
+                    scale=alt.Scale(nice=False, padding=12), axis=whole),
             y=alt.Y("particles:Q", title="", axis=None),
         )
         .add_params(brush)
@@ -164,11 +168,12 @@ def trends(rows: pd.DataFrame, scores: pd.DataFrame, classes: pd.DataFrame, *,
         .transform_filter(brush)
         .mark_bar()
         .encode(
-            x=alt.X("low:Q", title="score, of the chosen tomograms", bin="binned"),
+            x=alt.X("low:Q", title="score, of the chosen tomograms", bin="binned",
+                    scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(**_TENTHS)),
             x2="high:Q",
             y=alt.Y("sum(count):Q", title="candidates", axis=alt.Axis(tickCount=4)),
             color=alt.Color(
-                "status:N", title="",
+                "status:N", legend=alt.Legend(title="", orient="top"),
                 scale=alt.Scale(domain=["kept", "rejected"], range=[ACCENT, "#E69F00"]),
             ),
             tooltip=[alt.Tooltip("low:Q", title="from"), alt.Tooltip("status:N"),
@@ -181,18 +186,20 @@ def trends(rows: pd.DataFrame, scores: pd.DataFrame, classes: pd.DataFrame, *,
         .transform_filter(brush)
         .mark_bar(color=ACCENT)
         .encode(
-            x=alt.X("class:N", sort=list(class_order), title="particles by class, of the chosen tomograms",
+            x=alt.X("class:N", sort=list(class_order),
+                    title="particles by class, of the chosen tomograms",
                     axis=alt.Axis(labelAngle=-45)),
             y=alt.Y("sum(count):Q", title="particles", axis=alt.Axis(tickCount=4)),
             tooltip=[alt.Tooltip("class:N"), alt.Tooltip("sum(count):Q", title="particles")],
         )
         .properties(width=_PAGE_WIDE, height=110)
     )  # fmt: skip
-    parts = [overview, panel("particles", "particles"), panel("score", "median score"),
-             panel("rejected", "rejected", format="%"), panel("minutes", "minutes"),
-             histogram, by_class]  # fmt: skip
-    whole = alt.vconcat(*parts, spacing=14).resolve_scale(color="independent", shape="independent")
-    return _finished(whole)
+    parts = [overview, panel("particles", "particles", first=True),
+             panel("score", "median score", top=1.08, values=[0, 0.25, 0.5, 0.75, 1]),
+             panel("rejected", "rejected", top=1.08, format="%", values=[0, 0.25, 0.5, 0.75, 1]),
+             panel("minutes", "minutes", last=True), histogram, by_class]  # fmt: skip
+    chart = alt.vconcat(*parts, spacing=10)
+    return _finished(chart.resolve_scale(color="independent", shape="independent"))
 
 
 def candidates(table: pd.DataFrame, styles: Mapping[str, ClassStyle]) -> dict[str, Any]:
@@ -217,7 +224,8 @@ def candidates(table: pd.DataFrame, styles: Mapping[str, ClassStyle]) -> dict[st
         alt.Chart(points)
         .mark_point(filled=True, size=34, stroke="#222", strokeWidth=0.4)
         .encode(
-            x=alt.X("score:Q", title="score", scale=alt.Scale(domain=[0, 1])),
+            x=alt.X("score:Q", title="score", scale=alt.Scale(domain=[0, 1.01]),
+                    axis=alt.Axis(**_TENTHS)),
             y=alt.Y("size:Q", title="size of the marked core (voxels)"),
             color=alt.Color("class:N", scale=look, legend=legend, title="class"),
             shape=alt.Shape("class:N", scale=alt.Scale(domain=names, range=shapes),
@@ -236,14 +244,15 @@ def candidates(table: pd.DataFrame, styles: Mapping[str, ClassStyle]) -> dict[st
         .mark_bar()
         .encode(
             y=alt.Y("class:N", sort=names, title="", scale=alt.Scale(domain=names)),
-            x=alt.X("count():Q", title="how many of those chosen", axis=alt.Axis(tickMinStep=1)),
+            x=alt.X("count():Q", title="how many of those chosen", axis=alt.Axis(tickCount=5)),
             color=alt.Color("class:N", scale=look, legend=None),
             opacity=alt.condition(pick, alt.value(1.0), alt.value(0.15)),
             tooltip=[alt.Tooltip("class:N"), alt.Tooltip("count():Q", title="how many")],
         )
         .properties(width=_PAGE_WIDE, height=alt.Step(17))
     )  # fmt: skip
-    return _finished(alt.vconcat(dots, bars, spacing=18))
+    chart = alt.vconcat(dots, bars, spacing=18)
+    return _finished(chart.resolve_scale(color="independent", shape="independent"))
 
 
 def thinned(table: pd.DataFrame, most: int = MOST_POINTS) -> pd.DataFrame:
@@ -259,10 +268,10 @@ def _data(table: pd.DataFrame) -> alt.InlineData:
     import altair as alt  # noqa: PLC0415
 
     numbers = {str(c): "number" for c in table.columns if pd.api.types.is_numeric_dtype(table[c])}
-    texts = {str(c): "string" for c in table.columns if str(c) not in numbers}
+    parse: Any = {str(c): numbers.get(str(c), "string") for c in table.columns}
     return alt.InlineData(
         values=table.to_csv(index=False, lineterminator="\n"),
-        format=alt.CsvDataFormat(type="csv", parse=alt.Parse(**numbers, **texts)),
+        format=alt.CsvDataFormat(type="csv", parse=parse),
     )
 
 

@@ -50,7 +50,10 @@ class Picks:
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """One slice, or with `index` -1 the mean along the whole axis. `pixels` (rows, columns) uint8, row 0 at the top; `marks` (n, 2) column, row."""
+    """One slice, or with `index` -1 the mean along the whole axis.
+
+    `pixels` (rows, columns) uint8, row 0 at the top; `marks` (n, 2) column, row.
+    """
 
     axis: int
     index: int
@@ -169,12 +172,14 @@ def plane_svg(plane: Plane, jpeg: bytes, picks: Picks, styles: Mapping[str, Clas
     """Return the slice with its marks; each mark is in group `c<index>` of its class."""
     height, width = plane.pixels.shape
     line = max(width, height) / 330  # marks keep their look whatever the tomogram's size
+    line *= 0.6 if plane.index < 0 else 1
     groups = []
     for style in styles.values():
         mine = np.flatnonzero(picks.names[plane.picked] == style.name)
         if mine.size == 0:
             continue
-        radius = picks.radius(style.name)
+        # All picks of a tomogram upon one picture: small marks, or nothing else would be seen.
+        radius = picks.radius(style.name) * (0.4 if plane.index < 0 else 1)
         shapes = "".join(
             marker(style.shape, float(x), float(y), radius) for x, y in plane.marks[mine]
         )

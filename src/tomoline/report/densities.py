@@ -198,9 +198,9 @@ def _card(density: Density, style: ClassStyle, strips: Mapping[str, NDArray[np.u
     nm = voxel_size_angstrom / 10
     radii = np.arange(len(density.profile)) * nm
     chart = figures.lines(
-        {"mean": (radii, density.profile, density.error)}, title=f"Density of {density.name} about its centre",
-        x_label="from the centre (nm)", y_label="density (SD)",
-        size=(270, 150),
+        {"mean": (radii, density.profile, density.error)},
+        title=f"Density of {density.name} about its centre", x_label="from the centre (nm)",
+        y_label="density (SD)", size=(270, 150),
     )  # fmt: skip
     of = f"{density.n:,}" if density.n == density.n_averaged else (
         f"{density.n_averaged:,} of {density.n:,}, evenly by score"

@@ -61,8 +61,9 @@ def methods_text(*, version: str, localizer: Mapping[str, Any], classifier: Mapp
         f"overlapping windows by {_network(localizer)}, which gives each voxel the probability "
         "of lying in a particle (with hybrid dilated convolution, Wang et al., 2018; trained with "
         "the focal loss, Lin et al., 2017). The thresholded map was split into connected "
-        "components, whose centroids and distance-transform peaks seeded a flat-kernel mean-shift; its modes are "
-        f"the particle centres. Subtomograms cut at these centres were {named}{sifted}. "
+        "components, whose centroids and distance-transform peaks seeded a flat-kernel mean-shift; "
+        "its modes are the particle centres. Subtomograms cut at these centres were "
+        f"{named}{sifted}. "
         f"In all, {n_particles:,} particles were kept in {n_tomograms:,} "
         f"tomogram{'' if n_tomograms == 1 else 's'}."
         + (

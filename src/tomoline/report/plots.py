@@ -35,7 +35,8 @@ _TENTHS: dict[str, Any] = {"values": [0, 0.2, 0.4, 0.6, 0.8, 1], "format": ".1f"
 _PAGE_WIDE = 777  # altair's type for widths has no "as wide as the page": `_fit` puts it in
 _FONT = 'system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif'
 
-# Runs once the page is there. A width "page" becomes what the window has room for.
+# Runs once the page is there. A width "page" becomes what the window has room for. Warnings are
+# not logged: a choice in which nothing lies, for a moment, has no extent, and is none the worse.
 _DRAW = """
 (() => {
 const fit = (o, w) => { if (o && typeof o == "object") for (const k in o) {
@@ -45,7 +46,7 @@ const draw = () => document.querySelectorAll(".plot").forEach(place => {
   const box = document.createElement("div");
   place.append(box);
   fit(spec, Math.max(160, Math.min(place.clientWidth, 1000) - 66));
-  vegaEmbed(box, spec, {renderer: "svg", actions: {export: true, source: false, compiled: false,
+  vegaEmbed(box, spec, {renderer: "svg", logLevel: 1, actions: {export: true, source: false, compiled: false,
     editor: false}}).then(() => {
       place.querySelectorAll(".still").forEach(e => e.hidden = true);
       place.classList.add("drawn");
@@ -78,7 +79,7 @@ def bundle() -> str:
     """
     import vl_convert  # noqa: PLC0415  (84 MB that only the writer of this file needs)
 
-    script: str = vl_convert.javascript_bundle(None)
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return script
 
 

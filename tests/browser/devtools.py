@@ -114,12 +114,37 @@ class Browser:
             raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
-    def wait_for(self, script: str, seconds: float = 20) -> None:
-        """Wait until the value of a script is true."""
+    def wait_for(self, script: str, seconds: float = 20, *, framed: bool = False) -> None:
+        """Wait until the value of a script is true, in the page or in the frame within it."""
         end = time.monotonic() + seconds
-        while not self.run(script):
+        run = self.run_framed if framed else self.run
+        while not run(script):
             assert time.monotonic() < end, f"never true: {script}; {self.errors}"
             time.sleep(0.05)
+
+    def frames(self) -> list[str]:
+        """Addresses of the frames within the page."""
+        tree = self.call("Page.getFrameTree")["frameTree"]
+        return [child["frame"]["url"] for child in tree.get("childFrames", [])]
+
+    def run_framed(self, script: str) -> Any:
+        """Return a script's value on the document of the page's frame; None while it has none.
+
+        Its scripts' own names are not seen: the page outside may have no right to them.
+        """
+        tree = self.call("Page.getFrameTree")["frameTree"]
+        children = tree.get("childFrames", [])
+        if not children:
+            return None
+        frame = children[0]["frame"]["id"]
+        try:
+            world = self.call("Page.createIsolatedWorld", frameId=frame)["executionContextId"]
+            answer = self.call(
+                "Runtime.evaluate", expression=script, returnByValue=True, contextId=world
+            )
+        except RuntimeError:  # it went while the frame took another address
+            return None
+        return answer["result"].get("value")
 
     def outside(self) -> list[str]:
         """Addresses asked for that are not in the page's own folder or the page itself."""

@@ -73,7 +73,7 @@ font-size:.92rem}
 border-bottom:1px solid var(--line)}
 button{font:inherit;font-size:.88rem;padding:1px 10px;border:1px solid var(--line);
 border-radius:4px;background:var(--wash);color:var(--accent);cursor:pointer}
-.minute{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));gap:10px;
+.minute{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,215px),1fr));gap:10px;
 margin:14px 0}
 .minute>div{border:1px solid var(--line);border-top:4px solid var(--accent);border-radius:6px;
 padding:8px 14px;min-width:0;overflow-wrap:anywhere}

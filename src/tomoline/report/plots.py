@@ -46,8 +46,8 @@ const draw = () => document.querySelectorAll(".plot").forEach(place => {
   const box = document.createElement("div");
   place.append(box);
   fit(spec, Math.max(160, Math.min(place.clientWidth, 1000) - 66));
-  vegaEmbed(box, spec, {renderer: "svg", logLevel: 1, actions: {export: true, source: false, compiled: false,
-    editor: false}}).then(() => {
+  const actions = {export: true, source: false, compiled: false, editor: false};
+  vegaEmbed(box, spec, {renderer: "svg", logLevel: 1, actions: actions}).then(() => {
       place.querySelectorAll(".still").forEach(e => e.hidden = true);
       place.classList.add("drawn");
     }).catch(e => { box.remove(); console.error("plot: " + e); });

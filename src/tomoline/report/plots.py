@@ -35,6 +35,13 @@ _TENTHS: dict[str, Any] = {"values": [0, 0.2, 0.4, 0.6, 0.8, 1], "format": ".1f"
 _PAGE_WIDE = 777  # altair's type for widths has no "as wide as the page": `_fit` puts it in
 _FONT = 'system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif'
 
+_NOTICE = (
+    "Vega, Vega-Lite and Vega-Embed: Copyright University of Washington Interactive Data Lab, "
+    "BSD-3-Clause licence, provided as is, without any warranty (github.com/vega). They contain "
+    "D3: Copyright Mike Bostock, ISC licence (github.com/d3). As bundled by vl-convert, "
+    "BSD-3-Clause licence (github.com/vega/vl-convert)."
+)
+
 # Runs once the page is there. A width "page" becomes what the window has room for. Warnings are
 # not logged: a choice in which nothing lies, for a moment, has no extent, and is none the worse.
 _DRAW = """
@@ -80,7 +87,7 @@ def bundle() -> str:
     import vl_convert  # noqa: PLC0415  (84 MB that only the writer of this file needs)
 
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return script
+    return f"/* {_NOTICE} */\n{script}"
 
 
 def inline_script() -> str:
@@ -146,7 +153,10 @@ def trends(rows: pd.DataFrame, scores: pd.DataFrame, classes: pd.DataFrame, *,
         y = alt.Y(f"{field}:Q", title=title, scale=alt.Scale(domain=limits, padding=8, zero=True),
                   axis=alt.Axis(tickCount=4, **axis))  # fmt: skip
         base = course.encode(x=x, y=y)
-        dots = base.mark_point(size=46, filled=True, opacity=0.9, clip=True).encode(
+        # Those that the model may not know are larger, so that they are seen among hundreds.
+        size = alt.condition("datum.fits == 'yes'", alt.value(40), alt.value(90))
+        dots = base.mark_point(filled=True, opacity=0.9, clip=True).encode(
+            size=size,
             color=alt.Color("fits:N", scale=looks, legend=legend if first else None),
             shape=alt.Shape("fits:N", scale=forms, legend=legend if first else None),
             tooltip=tip, href="link:N",
@@ -157,7 +167,7 @@ def trends(rows: pd.DataFrame, scores: pd.DataFrame, classes: pd.DataFrame, *,
     overview = (
         course.mark_area(color="#9cc3de", line={"color": ACCENT, "strokeWidth": 1})
         .encode(
-            x=alt.X("n:Q", title="drag here to choose tomograms; double click for all",
+            x=alt.X("n:Q", title="drag here to choose; double click: all",
                     scale=alt.Scale(nice=False, padding=12), axis=whole),
             y=alt.Y("particles:Q", title="", axis=None),
         )

@@ -165,7 +165,7 @@ def test_the_first_screen_says_what_came_in_and_out_what_failed_and_what_to_do(p
     for head in ("What came in", "What came out", "What failed, and why", "What to do"):
         assert head in told
     assert "5 tomograms. 32 × 32 × 16 to 64 × 64 × 32 voxels of 10 Å." in told
-    assert "48 particles of" in told and "24 in the middle tomogram (0 to 24)" in told
+    assert "48 particles of" in told and "24 in a usual tomogram (median; 0 to 24)" in told
     assert "bad_03 in prepare: data/bad_03.mrc: expected 1048576 bytes" in told
     assert "flat_05 : every voxel has the same value" in told
     assert "results/demo/export/relion5/particles.star" in told

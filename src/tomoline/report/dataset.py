@@ -223,7 +223,7 @@ def _came_in(result: DatasetResult) -> list[str]:
             (f"{first} voxels" if first == last else f"{first} to {last} voxels")
             + " of "
             + " to ".join(dict.fromkeys(figures.number(v, 4) for v in (voxels[0], voxels[-1])))
-            + " Å."
+            + "\u00a0Å."
         )
         depths = [row.size_xyz[2] * row.voxel_size_angstrom / 10 for row in known if row.size_xyz]
         ends = dict.fromkeys(f"{depth:,.0f}" for depth in (min(depths), max(depths)))
@@ -242,7 +242,7 @@ def _came_out(result: DatasetResult) -> list[str]:
     seen = {name for row in done for name in row.counts}
     texts = [
         f"<b>{sum(kept):,} particles</b> of {len(seen)} class{'es' if len(seen) > 1 else ''}, "
-        f"{np.median(kept):,.0f} in the middle tomogram ({min(kept):,} to {max(kept):,})."
+        f"{np.median(kept):,.0f} in a usual tomogram (median; {min(kept):,} to {max(kept):,})."
     ]
     promised = [
         finite(row.accepted[EXPECTED_PRECISION])

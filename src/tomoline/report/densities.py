@@ -22,7 +22,7 @@ from tomoline.report import figures, pages
 from tomoline.report.palette import ClassStyle
 from tomoline.report.slices import SLAB_ANGSTROM, Picks
 
-BOX_VOX = (20, 48)  # least and largest edge of what is cut out around a pick
+BOX_VOX = (20, 56)  # least and largest edge of what is cut out around a pick
 MOST_AVERAGED = 1000  # picks of a class; more change a mean no more, and cost reading
 MOST_CLASSES = 24  # shown on a page, those with the most picks
 EACH = 4  # single picks shown of a rank
@@ -59,7 +59,7 @@ class Density:
 def box_edge(radii_vox: Sequence[float]) -> int:
     """Return the edge of the boxes: the same for all classes of a page, so that sizes compare."""
     largest = max(radii_vox, default=0.0)
-    return int(np.clip(2 * math.ceil(1.4 * largest), *BOX_VOX))
+    return int(np.clip(2 * math.ceil(1.8 * largest), *BOX_VOX))
 
 
 def densities(volume: NDArray[Any], picks: Picks, *, voxel_size_angstrom: float) -> list[Density]:

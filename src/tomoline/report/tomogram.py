@@ -133,7 +133,7 @@ def _head(result: TomogramResult) -> str:
     ]
     flag = str(result.domain.get("in_domain", ""))
     if flag in ("yes", "doubtful", "no"):
-        tiles.append((flag, "the model knows such", "bad" if flag == "no" else ""))
+        tiles.append((flag, "model fits", "bad" if flag == "no" else ""))
     return (
         f'<p class="lead">{escape(summary_sentence(result))}</p>{pages.tiles(tiles)}'
         f"{domain_html(result.domain)}{pages.box(list(result.transform.warnings), 'warn')}"

@@ -295,6 +295,11 @@ def truth_files(wildcards):
 # alone, and report.zip, whose folder costs no captions, is the form to ask for.
 PAGES_IN_REPORT = 60
 PAGE_CAPTION = workflow.current_basedir.join("../report/tomogram.rst")
+DATASET_PAGE = {
+    "caption": workflow.current_basedir.join("../report/dataset.rst"),
+    "category": "Data sets",
+    "labels": {"data set": "{dataset}", "page": "all tomograms"},
+}
 
 
 # Simulated data sets, by folder: their settings.
@@ -345,6 +350,20 @@ def report_as_folder():
     """Whether `--report` writes a zip file, the only form in which Snakemake takes folders."""
     asked = any(argument.startswith("--report") for argument in sys.argv)
     return asked and any(argument.endswith(".zip") for argument in sys.argv)
+
+
+def page_of_dataset(path):
+    """A data set's page, marked for the report where that is one file."""
+    if report_as_folder():
+        return path
+    return report(path, **DATASET_PAGE)
+
+
+def folder_of_dataset(path):
+    """A data set's folder of pages, marked where Snakemake takes folders: in a zip file."""
+    if report_as_folder():
+        return report(directory(path), htmlindex="index.html", **DATASET_PAGE)
+    return directory(path)
 
 
 def shown(dataset, tomogram):

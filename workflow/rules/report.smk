@@ -3,27 +3,6 @@
 # links, in report.zip.
 
 
-def page_of_dataset(path):
-    """A data set's page, marked for the report where that is one file."""
-    if report_as_folder():
-        return path
-    return report(path, **DATASET_PAGE)
-
-
-def folder_of_dataset(path):
-    """A data set's folder of pages, marked where Snakemake takes folders: in a zip file."""
-    if report_as_folder():
-        return report(directory(path), htmlindex="index.html", **DATASET_PAGE)
-    return directory(path)
-
-
-DATASET_PAGE = {
-    "caption": "../report/dataset.rst",
-    "category": "Data sets",
-    "labels": {"data set": "{dataset}", "page": "all tomograms"},
-}
-
-
 rule report_tomogram:
     input:
         unpack(evaluation_files),

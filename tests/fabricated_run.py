@@ -228,6 +228,31 @@ def make_project(root: Path, *, truth=True):
     return results
 
 
+def make_many(root: Path, number: int) -> Path:
+    """A data set `many` of so many tomograms, without volumes; returns its folder.
+
+    Each has 150 particles and 60 rejects, and the page of the first, so that links lead somewhere.
+    """
+    results = root / "results" / "many"
+    rng = np.random.default_rng(0)
+    make_tomogram(results / "tomo_000", n=150, n_rejected=60, truth=False, seed=0)
+    page = report_tomogram_of(results / "tomo_000", slices=1).read_text()
+    table = pd.read_csv(results / "tomo_000" / "particles.csv", keep_default_na=False)
+    for n in range(1, number):
+        folder = results / f"tomo_{n:03d}"
+        (folder / "report").mkdir(parents=True)
+        (folder / "report" / "tomogram.html").write_text(page)
+        kept = table.iloc[: int(rng.integers(60, 210))].assign(tomogram=folder.name)
+        kept["score"] = (kept["score"].astype(float) * (1 - n / number / 3)).round(4)
+        kept.to_csv(folder / "particles.csv", index=False)
+        for name in ("prepared.json", "middle.png"):
+            (folder / name).write_bytes((results / "tomo_000" / name).read_bytes())
+        make_benchmarks(folder / "benchmarks", seed=n)
+        flag = "doubtful" if n % 23 == 0 else "no" if n % 67 == 0 else "yes"
+        write_json(folder / "domain.json", {"in_domain": flag, "reason": "The reason why."})
+    return results
+
+
 def _write_sheet(root: Path, *, truth):
 
     folder = root / "config" / "datasets"

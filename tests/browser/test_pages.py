@@ -1,59 +1,75 @@
-"""The report's pages in a real browser, offline: they load whole, fit a phone and can be read.
+"""The report in a real browser, offline: it loads whole, draws, answers the mouse, fits a phone.
 
-Headless Chromium is asked for the finished document (`--dump-dom`). A probe in a frame around the
-page measures it and writes what it found into its own document.
+Screenshots of the whole pages at both widths are kept in `screenshots/` of the working tree, or
+where TOMOLINE_SCREENSHOTS says.
 """
 
-import json
-import re
+import os
 import shutil
-import subprocess
+import zipfile
 from pathlib import Path
 
 import fabricated_run
 import pytest
+from devtools import Browser
 from needed import absent
 
 from tomoline.stages import report_dataset
 
-PROBE = """<!DOCTYPE html><html><body><pre id="found"></pre>
-<iframe id="page" src="%s" style="width:%dpx;height:900px"></iframe><script>
-window.onload = async () => {
-  const page = document.getElementById("page"), doc = page.contentDocument;
-  const wide = [...doc.querySelectorAll("body *")].filter(e =>
-    !e.closest(".scroll") && !e.closest("svg") && !e.closest("details:not([open])") &&
-    e.getBoundingClientRect().right > %d + 1).map(e => e.outerHTML.slice(0, 80));
-  // The frame's load event waits for its <img>s; an image in an SVG is loaded once more to see it.
-  const images = [...doc.querySelectorAll("img")].map(e => e.naturalWidth);
-  const slices = await Promise.all([...doc.querySelectorAll("svg image")].map(e =>
-    new Promise(done => {
-      const copy = new Image();
-      copy.onload = () => done(copy.naturalWidth);
-      copy.onerror = () => done(0);
-      copy.src = e.getAttribute("href");
-    })));
-  const shown = () => [...doc.querySelectorAll("g[class^=c]")].filter(e =>
-    page.contentWindow.getComputedStyle(e).display != "none").length;
-  const before = shown(), box = doc.querySelector(".legend input");
-  if (box) box.checked = false;
-  document.getElementById("found").textContent = JSON.stringify({
-    title: doc.title, wide, images, slices, before, after: shown(),
-    small: [...doc.querySelectorAll("p, td, figcaption")].filter(e =>
-      parseFloat(page.contentWindow.getComputedStyle(e).fontSize) < 11).length,
-    fetched: page.contentWindow.performance.getEntriesByType("resource")
-      .map(e => e.name).filter(name => !name.startsWith("data:")),
-  });
-};
-</script></body></html>"""
+WIDTHS = (1280, 390)
+PAGES = {
+    "dataset": "report/summary.html",
+    "tomogram": "tomo_01/report/tomogram.html",
+    "empty": "empty_04/report/tomogram.html",
+    "folder": "report/pages/tomo_02/report/tomogram.html",
+}
+SECTIONS = {
+    "dataset": {
+        "what-needs-attention", "tomograms", "particles-by-class", "from-tomogram-to-tomogram",
+        "against-the-truth", "where-the-files-are", "time-and-memory", "the-networks",
+        "methods-and-citations", "software-and-settings",
+    },
+    "tomogram": {
+        "slices", "particles-by-class", "what-they-look-like", "how-sure-is-it",
+        "rejected-candidates", "neighbours-and-depth", "against-the-truth", "the-tomogram",
+        "time-and-memory",
+    },
+    "empty": {"slices", "the-tomogram", "time-and-memory"},
+    "folder": {"slices", "what-they-look-like"},
+}  # fmt: skip
+
+# What reaches beyond the window, unless it scrolls by itself.
+WIDE = """[...document.querySelectorAll("body *")].filter(e =>
+  !e.closest(".scroll, .plot") && !e.closest("svg") && !e.closest("details:not([open])") &&
+  e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"""
+SMALL = """[...document.querySelectorAll("p, td, figcaption, label")].filter(e =>
+  parseFloat(getComputedStyle(e).fontSize) < 11).map(e => e.outerHTML.slice(0, 80))"""
+# The house's charts without a bar, a line or a dot.
+EMPTY_CHARTS = """[...document.querySelectorAll("svg.chart")].filter(e =>
+  e.querySelectorAll("rect, polyline, circle").length == 0).map(e => e.outerHTML.slice(0, 120))"""
+PICTURES = """Promise.all([
+  ...[...document.querySelectorAll("img")].map(e => [e.naturalWidth, e.outerHTML.slice(0, 60)]),
+  ...[...document.querySelectorAll("svg image")].map(e => new Promise(done => {
+    const copy = new Image(), told = w => done([w, "image of a slice"]);
+    copy.onload = () => told(copy.naturalWidth); copy.onerror = () => told(0);
+    copy.src = e.getAttribute("href");
+  }))])"""
+MARKS = ".plot svg .mark-symbol path, .plot svg .mark-rect path"
+DRAWN = (
+    "document.querySelectorAll('.plot').length == document.querySelectorAll('.plot.drawn').length"
+)
 
 
 @pytest.fixture(scope="module")
-def browser() -> str:
-    """The browser's program; without one the test is skipped, except in CI."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    absent("no Chromium here (apt-get install chromium)")
+def browser(tmp_path_factory):
+    """A browser; without one the tests are skipped, except in CI."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        absent("no Chromium here (apt-get install chromium)")
+    opened = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -63,49 +79,208 @@ def results(tmp_path_factory) -> Path:
     return folder
 
 
-def probe(browser: str, page: Path, folder: Path, width: int) -> dict:
-    """Return what the probe measured of `page` in a frame `width` pixels wide."""
-    (folder / "probe.html").write_text(PROBE % (page.resolve().as_uri(), width, width))
-    options = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--disable-dev-shm-usage", "--allow-file-access-from-files", "--hide-scrollbars",
-        # Whatever the page might want from outside would fail to be found.
-        "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000",
-        f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--dump-dom",
-    ]  # fmt: skip
-    run = subprocess.run(
-        [browser, *options, (folder / "probe.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    found = re.search(r'<pre id="found">(.*?)</pre>', run.stdout, re.DOTALL)
-    assert found and found[1], run.stderr[-2000:]
-    unescaped = found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-    measured: dict = json.loads(unescaped)
-    return measured
+@pytest.fixture(scope="module")
+def screenshots(repository: Path) -> Path:
+    return Path(os.environ.get("TOMOLINE_SCREENSHOTS") or repository / "screenshots")
 
 
-@pytest.mark.parametrize("width", [360, 1200])
-@pytest.mark.parametrize("name", ["tomo_01/report/tomogram.html", "report/summary.html"])
-def test_page_loads_offline_and_fits(browser, results, tmp_path, name, width) -> None:
-    found = probe(browser, results / name, tmp_path, width)
-    assert found["title"] in ("tomo_01", "Data set demo")
-    assert found["fetched"] == []
-    assert found["wide"] == []
-    assert found["small"] == 0
-    assert all(n > 0 for n in found["images"] + found["slices"])
-    if "tomogram" in name:
-        assert len(found["slices"]) == 4
-    else:
-        assert len(found["images"]) == 3
+def marks(browser: Browser) -> int:
+    return browser.run(f"document.querySelectorAll({MARKS!r}).length")
 
 
-def test_unticking_a_class_hides_its_marks(browser, results, tmp_path) -> None:
-    found = probe(browser, results / "tomo_01" / "report" / "tomogram.html", tmp_path, 1000)
-    assert found["after"] < found["before"]
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", PAGES)
+def test_page_loads_offline_draws_and_fits(browser, results, screenshots, name, width) -> None:
+    browser.open((results / PAGES[name]).as_uri(), width=width)
+    browser.wait_for(DRAWN)
+    browser.run("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run(WIDE) == []
+    assert browser.run(SMALL) == []
+    assert browser.run(EMPTY_CHARTS) == []
+    assert [told for size, told in browser.run(PICTURES) if not size] == []
+    sections = "[...document.querySelectorAll('section')].map(e => [e.id, e.offsetHeight])"
+    found = dict(browser.run(sections))
+    assert set(found) >= SECTIONS[name] and min(found.values()) > 40
+    assert browser.outside() == [] and browser.errors == []
+    browser.screenshot(screenshots / f"{name}_{width}.png")
 
 
-def test_empty_tomogram_opens_too(browser, results, tmp_path) -> None:
-    found = probe(browser, results / "empty_04" / "report" / "tomogram.html", tmp_path, 360)
-    assert found["title"] == "empty_04" and found["wide"] == []
-    assert found["before"] == 0
+@pytest.mark.parametrize(("name", "least"), [("dataset", 3 * 4), ("tomogram", 24), ("folder", 24)])
+def test_plots_draw_their_marks(browser, results, name, least) -> None:
+    browser.open((results / PAGES[name]).as_uri(), width=1280)
+    browser.wait_for("document.querySelectorAll('.plot.drawn').length == 1")
+    assert marks(browser) >= least
+    assert browser.run("[...document.querySelectorAll('.still')].every(e => !e.offsetHeight)")
+
+
+def test_without_the_script_beside_it_a_page_is_whole(browser, results, tmp_path) -> None:
+    """A tomogram's page that was mailed alone."""
+    page = tmp_path / "tomogram.html"
+    shutil.copyfile(results / PAGES["tomogram"], page)
+    browser.open(page.as_uri(), width=390)
+    assert browser.run("document.querySelectorAll('.plot.drawn, .live:not(:empty)').length") <= 1
+    assert browser.run("document.querySelector('.still').offsetHeight > 0")
+    assert browser.run("document.querySelectorAll('svg.chart').length") > 8
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_unticking_a_class_hides_its_marks(browser, results, width) -> None:
+    browser.open((results / PAGES["tomogram"]).as_uri(), width=width)
+    shown = """[...document.querySelectorAll("svg.plane g[class^=c]")].filter(e =>
+      getComputedStyle(e).display != "none").length"""
+    before = browser.run(shown)
+    first = "document.querySelector('.legend input')"
+    mine = browser.run(f"document.querySelectorAll('svg.plane g.' + {first}.id).length")
+    browser.run(f"{first}.click()")
+    assert 0 < mine == before - browser.run(shown)
+    browser.run("document.querySelector('button[data-tick=none]').click()")
+    assert browser.run(shown) == 0
+    browser.run("document.querySelector('button[data-tick=all]').click()")
+    assert browser.run(shown) == before
+
+
+def test_choosing_tomograms_narrows_what_is_below(browser, tmp_path) -> None:
+    """Dragging over the strip of a data set of six leaves the dots of some."""
+    results = tmp_path / "results" / "many"
+    for n in range(6):
+        fabricated_run.make_tomogram(
+            results / f"t{n}", n=3 + n, shape=(8, 24, 24), truth=False, seed=n
+        )
+    page = report_dataset.from_results(results, "many")
+    browser.open(page.as_uri(), width=1280)
+    browser.wait_for("document.querySelectorAll('.plot.drawn').length == 1")
+    box = """(() => { scrollTo({top: document.querySelector('.plot').offsetTop - 40,
+        behavior: 'instant'});
+      const r = document.querySelector('.plot svg .mark-area path').getBoundingClientRect();
+      return [r.left, r.top, r.width, r.height]; })()"""
+    left, top, wide, high = browser.run(box)
+    bars = "document.querySelectorAll('.plot svg .mark-rect path[aria-label]').length"
+    total = """[...document.querySelectorAll('.plot svg .mark-rect path')].map(e =>
+      e.getAttribute('aria-label') || '').join()"""
+    before, told = browser.run(bars), browser.run(total)
+    y = top + high / 2
+    browser.mouse("Moved", left + 2, y)
+    browser.mouse("Pressed", left + 2, y)
+    for part in (0.1, 0.2, 0.3):
+        browser.mouse("Moved", left + wide * part, y)
+    browser.mouse("Released", left + wide * 0.3, y)
+    browser.wait_for(f"{bars} != {before} || ({total}) != {told!r}")
+    assert browser.errors == []
+
+
+def test_a_heading_sorts_and_the_sum_stays_last(browser, results) -> None:
+    browser.open((results / PAGES["dataset"]).as_uri(), width=1280)
+    column = """[...document.querySelector("table.sort").tBodies[0].rows].map(r =>
+      [r.cells[0].textContent, parseInt(r.cells[5].textContent)])"""
+    head = "document.querySelector('table.sort').tHead.rows[0].cells[5]"
+    assert browser.run(f"{head}.textContent") == "Particles"
+    browser.run(f"{head}.click()")
+    *rows, last = browser.run(column)
+    counts = [n for _, n in rows if n is not None]
+    assert counts == sorted(counts, reverse=True) and last[0] == "all"
+    browser.run(f"{head}.click()")
+    again = [n for _, n in browser.run(column)[:-1] if n is not None]
+    assert again == sorted(counts)
+
+
+def test_the_folders_first_page_leads_to_a_tomogram_and_back(browser, results) -> None:
+    browser.open((results / "report" / "pages" / "index.html").as_uri(), width=1280)
+    browser.wait_for("document.title == 'Data set demo'")
+    browser.run("document.querySelector('table a.page').click()")
+    browser.wait_for("document.title == 'tomo_01'")
+    browser.wait_for("document.querySelectorAll('.plot.drawn').length == 1")
+    browser.run("document.querySelector('a.folder').click()")
+    browser.wait_for("document.title == 'Data set demo'")
+    assert browser.outside() == []
+
+
+@pytest.mark.slow
+def test_two_hundred_tomograms_open_in_a_few_seconds(browser, tmp_path, screenshots) -> None:
+    results = fabricated_run.make_many(tmp_path, 200)
+    page = report_dataset.from_results(results, "many")
+    assert page.stat().st_size < 3_000_000
+    seconds = browser.open(page.as_uri(), width=1280)
+    browser.wait_for("document.querySelectorAll('.plot.drawn').length == 1")
+    assert seconds < 8  # 1 s on a quiet machine
+    assert marks(browser) >= 4 * 200
+    assert browser.run("document.documentElement.scrollWidth") <= 1280
+    assert browser.run(WIDE) == [] and browser.errors == []
+    browser.screenshot(screenshots / "many_1280.png")
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory) -> dict[str, Path]:
+    """What `snakemake --report` makes of a real run, as one file and as a zip file."""
+    from tiny_project import make_project  # noqa: PLC0415  (loads torch)
+
+    project = make_project(tmp_path_factory.mktemp("run"))
+    done = project.snakemake()
+    assert done.returncode == 0, done.stderr
+    for name in ("report.html", "report.zip"):
+        done = project.snakemake("--report", name)
+        assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(project.folder / "report.zip") as archive:
+        archive.extractall(project.folder / "unpacked")
+    return {
+        "html": project.folder / "report.html",
+        "zip": project.folder / "unpacked" / "report" / "report.html",
+    }
+
+
+def complaints(browser: Browser) -> list[str]:
+    """Errors but for what Snakemake's report says of its own style sheet."""
+    return [told for told in browser.errors if "tailwind" not in told]
+
+
+def show(browser: Browser, path: str) -> None:
+    """Have Snakemake's report show one of its results."""
+    browser.run(
+        f"app.setView({{content: 'html', contentPath: results[{path!r}].data_uri, "
+        f"resultPath: {path!r}}})"
+    )
+
+
+def test_snakemakes_report_of_one_file_shows_the_pages(browser, reports, screenshots) -> None:
+    browser.open(reports["html"].as_uri(), width=1280)
+    found = browser.run("Object.entries(results).map(([p, r]) => [p, r.data_uri.slice(0, 15)])")
+    kinds = dict(found)
+    assert set(kinds.values()) == {"data:text/html;"}
+    dataset = "results/tiny/report/summary.html"
+    tomograms = [path for path in kinds if path.endswith("/tomogram.html")]
+    assert dataset in kinds and len(tomograms) == len(kinds) - 1 > 0
+    for path, head in ((dataset, "Data set tiny"), (tomograms[0], "Slices")):
+        browser.open(reports["html"].as_uri(), width=1280)
+        show(browser, path)
+        browser.wait_for(f"document.body.textContent.includes({head!r})", framed=True)
+        # There is no folder here: links out of the page are plain text.
+        assert browser.run_framed(
+            "[...document.querySelectorAll('a.folder')].every(e => !e.offsetHeight) && "
+            "[...document.querySelectorAll('a.page')].every(e => "
+            "getComputedStyle(e).pointerEvents == 'none')"
+        )
+        if path == dataset:
+            browser.wait_for("document.querySelectorAll('.plot.drawn').length == 1", framed=True)
+            assert browser.run_framed(f"document.querySelectorAll({MARKS!r}).length") >= 3 * 4
+        assert browser.outside() == [] and complaints(browser) == []
+        browser.screenshot(screenshots / f"snakemake_{Path(path).stem}.png", whole=False)
+
+
+def test_snakemakes_zip_holds_the_folder_with_its_links(browser, reports, screenshots) -> None:
+    browser.open(reports["zip"].as_uri(), width=1280)
+    (path,) = browser.run("Object.keys(results)")
+    address = browser.run(f"results[{path!r}].data_uri")
+    show(browser, path)
+    browser.wait_for("document.title == 'Data set tiny'", framed=True)
+    browser.wait_for("document.querySelectorAll('.plot.drawn').length == 1", framed=True)
+    assert complaints(browser) == [] and browser.outside() == []
+    browser.screenshot(screenshots / "snakemake_zip.png", whole=False)
+    browser.open((reports["zip"].parent / address).as_uri(), width=1280)
+    browser.wait_for("document.title == 'Data set tiny'")
+    links = browser.run("[...document.querySelectorAll('table a.page')].map(e => e.href)")
+    assert len(links) == 3
+    for link in links:
+        browser.open(link, width=1280)
+        assert "Slices" in browser.run("document.body.textContent")
+        browser.wait_for(DRAWN)
+        assert complaints(browser) == [] and browser.outside() == []

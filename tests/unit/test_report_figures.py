@@ -43,6 +43,23 @@ def test_histogram_counts_every_finite_value_once() -> None:
     assert sum(counts) == 4 and max(counts) == 2
 
 
+def test_histogram_marks_a_threshold_and_draws_what_was_expected() -> None:
+    text = figures.histogram(
+        {"kept": [0.5] * 4}, title="t", label="x", span=(0, 1), n_bins=2, marks={"least": 0.5},
+        expected={"at random": [1.0, 8.0]},
+    )  # fmt: skip
+    chart = parsed(text)
+    (points,) = [line.get("points", "") for line in chart.iter(f"{SVG}polyline")]
+    (first, last) = [tuple(map(float, pair.split(","))) for pair in points.split()]
+    mark = next(e for e in chart.iter(f"{SVG}line") if e.get("class") == "ax mark")
+    assert first[0] < float(mark.get("x1")) < last[0]
+    bar = next(e for e in chart.iter(f"{SVG}rect"))
+    floor = float(bar.get("y")) + float(bar.get("height"))
+    # Eight expected stand twice as high as four found.
+    assert floor - last[1] == pytest.approx(2 * float(bar.get("height")), abs=0.2)
+    assert "least" in text and "at random" in text
+
+
 @pytest.mark.parametrize("values", [[], [math.nan], [3.0], [2.0, 2.0]])
 def test_histogram_of_next_to_nothing_is_a_chart(values: list[float]) -> None:
     parsed(figures.histogram({"kept": values}, title="t", label="x"))
@@ -77,7 +94,7 @@ def test_names_from_files_cannot_break_or_script_a_page() -> None:
     page = pages.Page(title=evil, subtitle=evil)
     page.add("Part", figures.bars({evil: 1}, title=evil) + pages.box([evil], "warn"))
     html = page.html()
-    assert "<script" not in html
+    assert html.count("<script") == 1 and evil not in html  # the page's own
     parsed(figures.bars({evil: 1}, title=evil))
 
 

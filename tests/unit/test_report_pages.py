@@ -14,6 +14,10 @@ from tomoline.report.dataset import split_remedy
 from tomoline.settings import ReportSettings
 from tomoline.stages import report_dataset
 
+OWN_SCRIPTS = {
+    "<script>", '<script type="application/json">', '<script data-from="../../report/plots.js">',
+}  # fmt: skip
+
 
 class Outline(HTMLParser):
     """Text, addresses and ids of a page; fails on tags that do not nest."""
@@ -39,7 +43,7 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
+        if not self.open or self.open[-1] not in ("style", "script"):
             self.text += data + " "
 
 
@@ -47,7 +51,9 @@ def read(page) -> tuple[Outline, str]:
     html = page.read_text(encoding="utf-8")
     outline = Outline(html)
     outside = [a for a in outline.addresses if re.match(r"(https?:)?//", a)]
-    assert not outside and "@import" not in html and "<script" not in html
+    assert not outside and "@import" not in html
+    # The house's own scripts and the plots' data: nothing else runs.
+    assert set(re.findall("<script[^>]*>", html)) <= OWN_SCRIPTS
     assert len(outline.ids) == len(set(outline.ids))
     return outline, " ".join(outline.text.split())
 
@@ -67,8 +73,14 @@ def test_page_of_a_tomogram_says_what_is_in_its_table(project) -> None:
     assert fabricated_run.TOO_SMALL in text and fabricated_run.NO_CLASS in text
     assert {"slices", "against-the-truth", "time-and-memory"} <= set(outline.ids)
     assert "Difference of Gaussians, one to one" in text and "Confusion matrix" in text
-    pictures = [a for a in outline.addresses if a.startswith("data:image/jpeg")]
-    assert len(pictures) == 2 + 2  # two slices asked for, and two from the side
+    html = (project / "tomo_01" / "report" / "tomogram.html").read_text()
+    planes = re.findall('<image [^>]*href="data:image/jpeg', html)
+    assert len(planes) == 2 + 2 + 2  # two slices asked for, two from the side, two projections
+    assert html.count('class="card"') == kept["class"].nunique()
+    assert {"what-they-look-like", "neighbours-and-depth", "rejected-candidates"} <= set(
+        outline.ids
+    )
+    assert f"Mean of {(kept['class'] == kept['class'].iloc[0]).sum()}" in text
 
 
 def test_every_mark_on_a_slice_is_an_accepted_particle_of_its_class(project) -> None:
@@ -144,6 +156,45 @@ def test_page_of_a_failed_run_names_what_failed_and_what_to_do(project) -> None:
     assert "results/demo/export/relion5/particles.star" in text
     assert "msdnet-localizer" in text and "Loss on the training tomograms" in text
     assert "Particles were found and classified with Tomoline" in text
+
+
+def test_the_first_screen_says_what_came_in_and_out_what_failed_and_what_to_do(project) -> None:
+    html = report_dataset.from_results(project, "demo").read_text()
+    boxes = re.search(r'<div class="minute">(.*?)</div></div>', html, re.DOTALL)[1]
+    told = " ".join(re.sub("<[^>]+>", " ", boxes).split())
+    for head in ("What came in", "What came out", "What failed, and why", "What to do"):
+        assert head in told
+    assert "5 tomograms. 32 × 32 × 16 to 64 × 64 × 32 voxels of 10 Å." in told
+    assert "48 particles of" in told and "24 in a usual tomogram (median; 0 to 24)" in told
+    assert "bad_03 in prepare: data/bad_03.mrc: expected 1048576 bytes" in told
+    assert "flat_05 : every voxel has the same value" in told
+    assert "results/demo/export/relion5/particles.star" in told
+    assert "run the same command again" in told and "Look first at tomo_0" in told
+
+
+def test_methods_text_cites_only_what_is_listed(project) -> None:
+    _, text = read(report_dataset.from_results(project, "demo"))
+    methods = re.search("To be copied(.*?)Please cite(.*?)Software and settings", text)
+    cited = re.findall(r"(\w+) et al\., (\d{4})", methods[1])
+    assert len(cited) >= 4
+    assert all(re.search(rf"{name} \w.*?{year}", methods[2]) for name, year in cited)
+
+
+def test_the_folder_to_hand_out_is_whole(project) -> None:
+    """Every link of every page in it leads to a file in it."""
+    report_dataset.from_results(project, "demo")
+    folder = project / "report" / "pages"
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.html"))
+    assert found == ["empty_04/report/tomogram.html", "index.html", "report/summary.html",
+                     "tomo_01/report/tomogram.html", "tomo_02/report/tomogram.html"]  # fmt: skip
+    for name in found:
+        html = re.sub("<script>.*?</script>", "", (folder / name).read_text(), flags=re.DOTALL)
+        links = set(re.findall(r'(?:href|data-from)="([^"#:]+)"', html))
+        links |= set(re.findall(r'url=([^"]+)"', html))
+        assert links
+        for link in links:
+            assert (folder / name).parent.joinpath(link).is_file(), (name, link)
+    assert (folder / "report" / "summary.csv").is_file()
 
 
 def test_summary_table_has_a_row_a_tomogram_and_adds_up(project) -> None:

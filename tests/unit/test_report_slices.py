@@ -75,6 +75,18 @@ def test_pictures_keep_within_the_limit() -> None:
     assert Image.open(io.BytesIO(encoded[0])).format == "JPEG"
 
 
+def test_projections_show_where_a_column_stands_and_every_pick() -> None:
+    volume = np.zeros((9, 10, 12), np.float32)
+    volume[:, 4, 7] = -1
+    along_z, along_y = slices.projections(volume, picks_at((4, 4, 7), (0, 9, 11)))
+    for plane in (along_z, along_y):
+        dark = np.argwhere(plane.pixels == plane.pixels.min())
+        assert set(dark[:, 1]) == {7} and len(plane.marks) == 2
+    assert along_z.marks[0] == pytest.approx((7.5, 10 - 4.5))
+    assert along_y.marks[0] == pytest.approx((7.5, 9 - 4.5))
+    assert (along_z.name, along_y.name) == ("along z", "along y")
+
+
 def test_scale_bar_is_round_and_right() -> None:
     assert slices.scale_bar_nm(256) == 50
     assert slices.scale_bar_nm(40) == pytest.approx(10)

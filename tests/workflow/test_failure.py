@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +128,18 @@ def second_run(project: Project, first_report: Done, whole_file: bytes) -> Itera
 def mtime(project: Project, tomogram: str) -> dict[str, int]:
     folder = project.file(tomogram)
     return {p.name: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_zip_of_a_failed_run_holds_the_pages_of_the_others(
+    project: Project, first_report: Done
+) -> None:
+    done = project.snakemake("--report", "first.zip")
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(project.folder / "first.zip") as archive:
+        found = {"/".join(name.split("/")[4:]) for name in archive.namelist()}
+    assert {"index.html", "report/summary.html", "report/plots.js"} <= found
+    pages = {name.split("/")[0] for name in found if name.endswith("/tomogram.html")}
+    assert pages == {"one", "three"}
 
 
 def test_the_next_run_does_only_what_was_missing(second_run: Done) -> None:

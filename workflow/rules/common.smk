@@ -304,9 +304,15 @@ def truth_files(wildcards):
     return files | ({"occupancy": row.occupancy} if row.occupancy else {})
 
 
-# Captions cost time and pages cost size: beyond this many, the dataset's page links to them only.
+# Captions cost time and pages cost size: beyond this many, report.html has the dataset's page
+# alone, and report.zip, whose folder costs no captions, is the form to ask for.
 PAGES_IN_REPORT = 60
 PAGE_CAPTION = workflow.current_basedir.join("../report/tomogram.rst")
+DATASET_PAGE = {
+    "caption": workflow.current_basedir.join("../report/dataset.rst"),
+    "category": "Data sets",
+    "labels": {"data set": "{dataset}", "page": "all tomograms"},
+}
 
 
 # Simulated data sets, by folder: their settings.
@@ -383,6 +389,26 @@ def evaluation_files(wildcards):
     return {key: str(outputs[name]).format(**wildcards) for key, name in names.items()}
 
 
+def report_as_folder():
+    """Whether `--report` writes a zip file, the only form in which Snakemake takes folders."""
+    asked = any(argument.startswith("--report") for argument in sys.argv)
+    return asked and any(argument.endswith(".zip") for argument in sys.argv)
+
+
+def page_of_dataset(path):
+    """A data set's page, marked for the report where that is one file."""
+    if report_as_folder():
+        return path
+    return report(path, **DATASET_PAGE)
+
+
+def folder_of_dataset(path):
+    """A data set's folder of pages, marked where Snakemake takes folders: in a zip file."""
+    if report_as_folder():
+        return report(directory(path), htmlindex="index.html", **DATASET_PAGE)
+    return directory(path)
+
+
 def shown(dataset, tomogram):
     """A tomogram's page, marked for the report if it is there.
 
@@ -390,7 +416,8 @@ def shown(dataset, tomogram):
     after a run in which some tomograms failed theirs does not.
     """
     page = rules.report_tomogram.output.page.format(dataset=dataset, tomogram=tomogram)
-    if len(run().rows[dataset]) > PAGES_IN_REPORT or not Path(page).exists():
+    many = len(run().rows[dataset]) > PAGES_IN_REPORT
+    if many or report_as_folder() or not Path(page).exists():
         return page
     return report(
         page,

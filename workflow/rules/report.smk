@@ -1,5 +1,6 @@
 # In: particle tables, evaluations, pictures. Out: a page a tomogram and a page a dataset, which
-# `snakemake --report report.html` gathers.
+# `snakemake --report` gathers: the pages one by one in report.html, the folder of them, with its
+# links, in report.zip.
 
 
 rule report_tomogram:
@@ -44,13 +45,10 @@ rule report_dataset:
         combined=[combined_files()[name] for name in CONFIG.export.dialects],
         cards=[model_file(role, "card.yaml") for role in MODELS],
     output:
-        page=report(
-            f"{DATASET}/report/summary.html",
-            caption="../report/dataset.rst",
-            category="Data sets",
-            labels={"data set": "{dataset}", "page": "all tomograms"},
-        ),
+        page=page_of_dataset(f"{DATASET}/report/summary.html"),
         table=f"{DATASET}/report/summary.csv",
+        plots=f"{DATASET}/report/plots.js",
+        folder=folder_of_dataset(f"{DATASET}/report/pages"),
     log:
         f"{DATASET}/logs/report_dataset.log",
     benchmark:

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from tomoline.contracts import BACKGROUND
+from tomoline.contracts import BACKGROUND, EXPECTED_PRECISION
 from tomoline.networks.cards import NAME_WHOLE
-from tomoline.report import figures, pages
+from tomoline.report import figures, pages, plots
 from tomoline.report.evaluation import HEADLINES, headline, pooled_html, summary_html
 from tomoline.report.methods import (
     CITATIONS,
@@ -27,13 +27,15 @@ from tomoline.report.models import models_html
 from tomoline.report.palette import ClassStyle, class_order, styles
 from tomoline.report.sources import Timing, as_float, finite, stage_order
 
-MAX_BARS = 40  # tomograms in the stacked chart
+MAX_ROWS = 40  # tomograms in the picture of classes
+SCORE_BINS = 20
 MAX_THUMBNAILS = 60
 _STYLE = (
     ".thumbs{display:flex;flex-wrap:wrap;gap:8px;margin:8px 0}"
     ".thumb{width:112px;font-size:.8rem;text-decoration:none;overflow-wrap:anywhere}"
     ".thumb img{display:block;width:112px;height:112px;object-fit:contain;background:#777}"
     "blockquote{margin:6px 0;padding:2px 14px;border-left:4px solid var(--line)}"
+    "#methods-citations p{margin:2px 0}"
 )
 STATE_WORDS = {
     "finished": "finished",
@@ -113,13 +115,16 @@ def dataset_page(result: DatasetResult) -> str:
     """Return the page's HTML."""
     page = pages.Page(
         title=f"Data set {result.dataset}",
-        style=_STYLE,
+        style=_STYLE + plots.STYLE,
         subtitle="Particles found and classified by Tomoline",
         head_html=_head(result),
     )
     page.add("What needs attention", _attention_html(result))
     page.add("Tomograms", _tomograms_html(result))
     page.add("Particles by class", _classes_html(result))
+    course = trends_html(result)
+    page.add("From tomogram to tomogram", course)
+    page.script_html = plots.inline_script() if course else ""
     evaluations = {row.tomogram: row.evaluation for row in result.rows}
     page.add("Against the truth", summary_html(evaluations) + pooled_html(evaluations))
     page.add("Where the files are", _files_html(result))
@@ -140,8 +145,6 @@ def summary_table(result: DatasetResult) -> pd.DataFrame:
     lines = []
     for row in result.rows:
         nx, ny, nz = row.size_xyz or ("", "", "")
-        scores = finite(row.accepted["score"]) if "score" in row.accepted.columns else np.zeros(0)
-        scores = scores[np.isfinite(scores)]
         line: dict[str, Any] = {
             "tomogram": row.tomogram,
             "state": row.state,
@@ -155,7 +158,7 @@ def summary_table(result: DatasetResult) -> pd.DataFrame:
             "rejected": len(row.particles) - len(row.accepted)
             if row.particles.columns.size
             else "",
-            "median_score": round(float(np.median(scores)), 4) if scores.size else "",
+            "median_score": _blank(_median_score(row)),
             "in_domain": row.in_domain,
             "domain_reason": row.domain_reason,
             "warnings": "; ".join(row.warnings),
@@ -182,7 +185,132 @@ def _head(result: DatasetResult) -> str:
         tiles.append((f"{waiting:,}", "not finished yet"))
     tiles.append((f"{n_particles:,}", "particles came out"))
     problem = pages.box([result.problem], "bad") if result.problem else ""
-    return f'<p class="lead">{escape(_sentence(result))}</p>{problem}{pages.tiles(tiles)}'
+    return (
+        f'<p class="lead">{escape(_sentence(result))}</p>{problem}{pages.tiles(tiles)}'
+        f"{_minute_html(result)}"
+    )
+
+
+def _minute_html(result: DatasetResult) -> str:
+    """Four boxes: what came in, what came out, what failed and why, what to do."""
+    if not result.rows:
+        return ""
+    broken = result.in_state("failed", "interrupted", "refused")
+    doubts = [row for row in result.rows if row.in_domain in ("no", "doubtful")]
+    boxes = (
+        ("What came in", "", _came_in(result)),
+        ("What came out", "", _came_out(result)),
+        ("What failed, and why", "bad" if broken else "warn" if doubts else "",
+         _what_failed(result)),
+        ("What to do", "", [escape(text) for text in _to_do(result)] + _look_first(result)),
+    )  # fmt: skip
+    cells = "".join(
+        f'<div class="{kind}"><h2>{head}</h2>{"".join(f"<p>{text}</p>" for text in texts)}</div>'
+        for head, kind, texts in boxes
+    )
+    return f'<div class="minute">{cells}</div>'
+
+
+def _came_in(result: DatasetResult) -> list[str]:
+    known = [row for row in result.rows if row.size_xyz]
+    n = len(result.rows)
+    texts = [f"{n:,} tomogram{'' if n == 1 else 's'}."]
+    if known:
+        sizes = sorted({row.size_xyz for row in known if row.size_xyz}, key=np.prod)
+        voxels = sorted({round(row.voxel_size_angstrom, 3) for row in known})
+        first, last = (" × ".join(map(str, size)) for size in (sizes[0], sizes[-1]))
+        texts.append(
+            (f"{first} voxels" if first == last else f"{first} to {last} voxels")
+            + " of "
+            + " to ".join(dict.fromkeys(figures.number(v, 4) for v in (voxels[0], voxels[-1])))
+            + "\u00a0Å."
+        )
+        depths = [row.size_xyz[2] * row.voxel_size_angstrom / 10 for row in known if row.size_xyz]
+        ends = dict.fromkeys(f"{depth:,.0f}" for depth in (min(depths), max(depths)))
+        texts.append(f"{' to '.join(ends)} nm deep.")
+    truths = sum(bool(row.evaluation) for row in result.rows)
+    if truths:
+        texts.append(f"The truth is known for {truths:,}: see “Against the truth”.")
+    return texts
+
+
+def _came_out(result: DatasetResult) -> list[str]:
+    done = [row for row in result.rows if row.particles.columns.size]
+    kept = [len(row.accepted) for row in done]
+    if not sum(kept):
+        return ["No particle was kept."]
+    seen = {name for row in done for name in row.counts}
+    texts = [
+        f"<b>{sum(kept):,} particles</b> of {len(seen)} class{'es' if len(seen) > 1 else ''}, "
+        f"{np.median(kept):,.0f} in a usual tomogram (median; {min(kept):,} to {max(kept):,})."
+    ]
+    promised = [
+        finite(row.accepted[EXPECTED_PRECISION])
+        for row in done
+        if EXPECTED_PRECISION in row.accepted.columns
+    ]
+    every = np.concatenate(promised) if promised else np.zeros(0)
+    every = every[np.isfinite(every)]
+    if every.size:
+        texts.append(
+            f"By their scores about {100 * every.mean():.0f} in 100 are particles (as measured on "
+            "simulated tomograms)."
+        )
+    lists = [path for path in result.exports if path.endswith("/particles.star")]
+    if lists:
+        first = next((path for path in lists if "relion5" in path), lists[0])
+        texts.append(f"For RELION: <code>{escape(first)}</code>")
+    return texts
+
+
+def _what_failed(result: DatasetResult) -> list[str]:
+    broken = result.in_state("failed", "interrupted", "refused")
+    texts = []
+    for row in broken[:3]:
+        cause = split_remedy(row.reason)[0] or "no reason was left"
+        cause = cause if len(cause) <= 110 else f"{cause[:109]}…"
+        where = f" in {row.stage}" if row.stage else ""
+        texts.append(f"<b>{escape(row.tomogram)}</b>{escape(where)}: {escape(cause)}")
+    if len(broken) > 3:
+        texts.append(f"and {len(broken) - 3} more, all in the table below.")
+    if not broken:
+        texts.append("Nothing failed.")
+    for flag, words in (("no", "The models cannot judge"), ("doubtful", "The models may not know")):
+        n = sum(row.in_domain == flag for row in result.rows)
+        if n:
+            texts.append(f"{words} {n} tomogram{'' if n == 1 else 's'}: see below.")
+    return texts
+
+
+def _look_first(result: DatasetResult) -> list[str]:
+    """Name the tomograms that say most: the one of lowest scores, of fewest and most particles."""
+    done = [row for row in result.in_state("finished") if len(row.accepted)]
+    if len(done) < 2:
+        return []
+    chosen: dict[str, TomogramRow] = {}
+    for words, row in (
+        ("lowest scores", min(done, key=_median_score)),
+        ("fewest particles", min(done, key=lambda row: len(row.accepted))),
+        ("most particles", max(done, key=lambda row: len(row.accepted))),
+    ):
+        before = next((w for w, r in chosen.items() if r is row), None)
+        if before is None:
+            chosen[words] = row
+        else:
+            chosen = {f"{w}, {words}" if w == before else w: r for w, r in chosen.items()}
+    listed = "; ".join(f"{_link_html(row)} ({words})" for words, row in chosen.items())
+    return [f"Look first at {listed}."]
+
+
+def _median_score(row: TomogramRow) -> float:
+    scores = finite(row.accepted["score"]) if "score" in row.accepted.columns else np.zeros(0)
+    scores = scores[np.isfinite(scores)]
+    return float(np.median(scores)) if scores.size else float("nan")
+
+
+def _link_html(row: TomogramRow) -> str:
+    name = escape(row.tomogram)
+    return f'<a class="page" href="{escape(row.link)}">{name}</a>' if row.link else name
 
 
 def _sentence(result: DatasetResult) -> str:
@@ -208,7 +336,7 @@ def _attention_html(result: DatasetResult) -> str:
     warned = [row for row in result.rows if row.warnings]
     finished = result.in_state("finished")
     empty = [row for row in finished if row.particles.columns.size and row.accepted.empty]
-    text = pages.box(_to_do(result), "bad" if broken else "")
+    text = pages.box(_to_do(result), "bad") if broken else ""
     if broken:
         rows = []
         for row in broken:
@@ -277,7 +405,7 @@ def _to_do(result: DatasetResult) -> list[str]:
     if result.in_state("to do", "running"):
         steps.append("Some tomograms are not finished; run the workflow (again) to do them.")
     if not steps and result.rows:
-        steps.append("Nothing failed. Look at a few tomograms' pages before you go on.")
+        steps.append("See whether the marks sit on particles before you go on.")
     return steps
 
 
@@ -322,15 +450,18 @@ def _tomograms_html(result: DatasetResult) -> str:
         + [str(sum(len(row.warnings) for row in result.rows))]
     )
     kinds[len(rows) - 1] = "sum"
-    note = "A tomogram's name opens its own page (results/<data set>/<tomogram>/report/)."
-    return _thumbnails(result) + pages.table(columns, rows, caption=note, row_kinds=kinds)
+    note = (
+        "A tomogram's name opens its own page (results/<data set>/<tomogram>/report/). Click a "
+        "heading to sort."
+    )
+    table = pages.table(columns, rows, caption=note, row_kinds=kinds, sort=True)
+    return _thumbnails(result) + table
 
 
 def _tomogram_cells(row: TomogramRow, names: Sequence[str]) -> list[str]:
     known = row.particles.columns.size > 0
-    name = escape(row.tomogram)
     return [
-        f'<a href="{escape(row.link)}">{name}</a>' if row.link else name,
+        _link_html(row),
         escape(STATE_WORDS.get(row.state, row.state)),
         escape(row.in_domain) or "–",
         " × ".join(map(str, row.size_xyz)) if row.size_xyz else "–",
@@ -347,7 +478,7 @@ def _thumbnails(result: DatasetResult) -> str:
     if not shown:
         return ""
     items = "".join(
-        f'<a class="thumb" href="{escape(row.link or "#")}">'
+        f'<a class="thumb page" href="{escape(row.link or "#")}">'
         f'<img alt="Middle slice of {escape(row.tomogram)}" '
         f'src="{pages.data_uri(row.thumbnail_jpeg, "image/jpeg")}">'
         f"<span>{escape(row.tomogram)}</span></a>"
@@ -363,17 +494,14 @@ def _classes_html(result: DatasetResult) -> str:
         return pages.paragraph("No particle was kept in this data set.")
     colours = {name: style.colour for name, style in looks.items()}
     total = figures.bars(counts, title="Particles of each class, all tomograms", colours=colours)
-    shown = [row for row in result.rows if row.counts][:MAX_BARS]
-    each = figures.stacked_bars(
-        {row.tomogram: {k: float(v) for k, v in row.counts.items()} for row in shown},
-        title="Particles of each tomogram by class",
-        styles=looks,
-    )
+    shown = [row for row in result.rows if row.counts][:MAX_ROWS]
+    each = figures.heatmap(
+        np.array([[float(row.counts.get(name, 0)) for name in looks] for row in shown]),
+        rows=[row.tomogram for row in shown], columns=list(looks),
+        title="Particles of each tomogram by class", row_label="tomogram", column_label="class",
+    )  # fmt: skip
     hidden = sum(bool(row.counts) for row in result.rows) - len(shown)
     extra = f" ({hidden} more tomograms are in the table above.)" if hidden else ""
-    legend = "".join(
-        f"<li>{figures.swatch(style)}{escape(name)}</li>" for name, style in looks.items()
-    )
     both = pd.concat([row.particles for row in result.rows if row.particles.columns.size])
     groups = {
         word: finite(both.loc[both["status"] == status, "score"])
@@ -384,12 +512,86 @@ def _classes_html(result: DatasetResult) -> str:
     return pages.grid(
         pages.figure(total, "Particles kept, by class, all tomograms together."),
         pages.figure(
-            f'<ul class="legend">{legend}</ul>{each}',
-            f"Particles kept in each tomogram, by class, in the legend's order.{extra}",
+            each,
+            "Particles kept in each tomogram, by class; the darker, the larger a share of the "
+            f"tomogram's.{extra}",
         ),
         pages.figure(scores, "Scores of all candidates: 1 is certain."),
         wide=True,
     )
+
+
+def trends_html(result: DatasetResult) -> str:
+    """Return what changed from tomogram to tomogram; empty for fewer than two."""
+    numbered_rows = [
+        (n, row)
+        for n, row in enumerate(result.rows, start=1)
+        if row.state == "finished" and row.particles.columns.size
+    ]
+    if len(numbered_rows) < 2:
+        return ""
+    course, scores, classes = _course(numbered_rows), [], []
+    edges = np.linspace(0.0, 1.0, SCORE_BINS + 1)
+    for n, row in numbered_rows:
+        for word, status in (("kept", "accepted"), ("rejected", "rejected")):
+            mine = row.particles.loc[row.particles["status"] == status, "score"]
+            counts = np.histogram(finite(mine), bins=edges)[0]
+            scores += [
+                (n, round(edges[k], 3), round(edges[k + 1], 3), word, counts[k])
+                for k in np.flatnonzero(counts)
+            ]
+        classes += [(n, name, row.counts[name]) for name in result.class_styles
+                    if row.counts.get(name)]  # fmt: skip
+    spec = plots.trends(
+        course,
+        pd.DataFrame(scores, columns=["n", "low", "high", "status", "count"]),
+        pd.DataFrame(classes, columns=["n", "class", "count"]),
+        class_order=list(result.class_styles),
+    )
+    still = pages.grid(
+        *(
+            pages.figure(
+                figures.lines({label: (course["n"], course[key])}, title=label,
+                              x_label="tomogram, in the order they came", y_label=label),
+                caption,
+            )
+            for key, label, caption in (
+                ("particles", "particles", "Particles kept in each tomogram."),
+                ("score", "median score", "Median score of the particles kept."),
+            )
+        ),
+        wide=True,
+    )  # fmt: skip
+    note = (
+        "Each dot is a tomogram, in the order of the data set's list (the order they were "
+        "onboarded in). A slow fall is a specimen or a microscope that changes, a single low one "
+        "a bad tomogram."
+    )
+    live = pages.paragraph(
+        "Hover over a dot for its name, click it for its page; drag over the blue strip to "
+        "choose tomograms: everything below shows these alone.", "note",
+    )  # fmt: skip
+    return pages.paragraph(note) + plots.plot(
+        spec, label="Course of the data set", live_html=live, still_html=still
+    )
+
+
+def _course(rows: Sequence[tuple[int, TomogramRow]]) -> pd.DataFrame:
+    """One line a tomogram, as `plots.trends` takes it."""
+    lines = [
+        {
+            "n": n,
+            "tomogram": row.tomogram,
+            "particles": len(row.accepted),
+            "score": round(_median_score(row), 4),
+            "rejected": round(1 - len(row.accepted) / max(len(row.particles), 1), 4),
+            "minutes": round(sum(t.seconds for t in row.timings) / 60, 2) if row.timings else None,
+            "fits": row.in_domain if row.in_domain in plots.FITS_COLOURS else "unknown",
+            "link": row.link,
+        }
+        for n, row in rows
+    ]
+    return pd.DataFrame(lines).astype({"score": float, "minutes": float})
 
 
 def _files_html(result: DatasetResult) -> str:
@@ -401,9 +603,31 @@ def _files_html(result: DatasetResult) -> str:
         f"{root}/<tomogram>/particles.csv": "its candidates, rejected ones too, with scores",
         f"{root}/report/summary.csv": "the table above, for a spreadsheet",
     }
-    items = [f"<code>{escape(path)}</code>: all tomograms together" for path in result.exports]
+    items = _exported_items(result.exports)
     items += [f"<code>{escape(path)}</code>: {escape(what)}" for path, what in each.items()]
     return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
+
+
+def _exported_items(paths: Sequence[str]) -> list[str]:
+    """A line a folder of a dialect: its main files by name, those of single classes counted."""
+    folders: dict[str, list[str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        folders.setdefault(folder, []).append(name)
+    items = []
+    for folder, names in folders.items():
+        main = [name for name in names if name.split(".")[0] in ("particles", "import")]
+        items += [
+            f"<code>{escape(folder)}/{escape(name)}</code>: "
+            + ("for RELION-5's Import job" if name == "import.star" else "all tomograms together")
+            for name in main
+        ]
+        rest = [name for name in names if name not in main]
+        if rest:
+            more = f"{len(rest)} more, such as {rest[0]}" if main else ", ".join(rest[:4])
+            more += f" ({len(rest) - 4} more)" if not main and len(rest) > 4 else ""
+            items.append(f"<code>{escape(folder)}/</code>: {escape(more)}")
+    return items
 
 
 def _timings_html(result: DatasetResult) -> str:
@@ -453,16 +677,19 @@ def _methods_html(result: DatasetResult) -> str:
         classifier=cards.get("classifier", {}),
         n_tomograms=len(result.in_state("finished")),
         n_particles=sum(len(row.accepted) for row in result.rows),
+        evaluated=any(row.evaluation for row in result.rows),
     )
     cited = list(CITATIONS)
     if cards.get("classifier", {}).get("network") in NAME_WHOLE:
         cited.append(WHOLE_CITATION)
     if any(row.evaluation for row in result.rows):
         cited.append(EVALUATION_CITATION)
-    items = "".join(f"<li>{escape(entry)}</li>" for entry in cited)
+    items = "".join(pages.paragraph(entry) for entry in cited)
     return (
         pages.paragraph("To be copied into a methods section, and checked:", "note")
-        + f"<blockquote>{pages.paragraph(text)}</blockquote><h3>Please cite</h3><ol>{items}</ol>"
+        + pages.copied("methods-text", pages.paragraph(text))
+        + "<h3>Please cite</h3>"
+        + pages.copied("methods-citations", items)
     )
 
 

@@ -69,18 +69,28 @@ def evaluation_html(
             "the class, averaged over the classes.",
             "note",
         )
-    text += pages.grid(_class_html(classes), confusion_html(confusion), wide=True)
+    text += _class_html(classes)
     text += curves_html(
-        as_mapping(evaluation.get("score_curve")), as_mapping(evaluation.get("reliability")), marks
+        as_mapping(evaluation.get("score_curve")),
+        as_mapping(evaluation.get("reliability")),
+        marks,
+        first_html=confusion_html(confusion),
     )
     return text + _others_html(evaluation)
 
 
 def curves_html(
-    curve: Mapping[str, Any], reliability: Mapping[str, Any], marks: Mapping[str, float] | None
+    curve: Mapping[str, Any],
+    reliability: Mapping[str, Any],
+    marks: Mapping[str, float] | None,
+    *,
+    first_html: str = "",
 ) -> str:
-    """Return precision and recall against the score, and what confidences were worth."""
-    charts = []
+    """Return precision and recall against the score, and what confidences were worth.
+
+    `first_html` is a figure to stand before them.
+    """
+    charts = [first_html] if first_html else []
     if curve.get("min_score"):
         x = curve["min_score"]
         charts.append(
@@ -241,7 +251,7 @@ def _localization_html(evaluation: Mapping[str, Any]) -> str:
         [escape(_name(name))] + [_fixed(_first(block, names), digits) for names, _, digits in used]
         for name, block in found.items()
     ]
-    columns = [pages.Column(head="Finding particles")]
+    columns = [pages.Column(head="Finding particles", kind="prose")]
     columns += [pages.Column(head=head, kind="number") for _, head, _ in used]
     return pages.table(columns, rows)
 

@@ -87,38 +87,22 @@ def bars(values: Mapping[str, float], *, title: str, colours: Mapping[str, str] 
     return svg("".join(parts), height=12 + step * len(values), title=title)
 
 
-def stacked_bars(rows: Mapping[str, Mapping[str, float]], *, title: str,
-                 styles: Mapping[str, ClassStyle]) -> str:  # fmt: skip
-    """Return one bar a row, made of the row's parts in the order of `styles`."""
-    step, left = 22, _label_width(rows)
-    largest = max([sum(row.values()) for row in rows.values()], default=0.0) or 1.0
-    room = WIDTH - left - 60
-    parts = []
-    for i, (label, row) in enumerate(rows.items()):
-        y, x = 6 + i * step, float(left)
-        parts.append(_text(left - 6, y + 12, _shorten(label), "lab", "end"))
-        for name, style in styles.items():
-            length = room * row.get(name, 0.0) / largest
-            if length > 0:
-                tip = f"{label}, {name}: {number(row[name])}"
-                parts.append(
-                    f'<rect x="{_n(x)}" y="{y}" width="{_n(length)}" height="16" stroke="#fff" '
-                    f'stroke-width="0.6" fill="{style.colour}"><title>{escape(tip)}</title></rect>'
-                )
-                x += length
-        parts.append(_text(x + 5, y + 12, number(sum(row.values())), "num"))
-    parts.append(_line(left, 2, left, 8 + len(rows) * step, "ax"))
-    return svg("".join(parts), height=12 + step * len(rows), title=title)
-
-
 def histogram(groups: Mapping[str, ArrayLike], *, title: str, label: str,
-              span: tuple[float, float] | None = None, n_bins: int = 20) -> str:  # fmt: skip
-    """Return stacked counts of the finite values of one or more groups over common bins."""
+              span: tuple[float, float] | None = None, n_bins: int = 20,
+              marks: Mapping[str, float] | None = None,
+              expected: Mapping[str, ArrayLike] | None = None) -> str:  # fmt: skip
+    """Return stacked counts of the finite values of one or more groups over common bins.
+
+    `marks` are upright lines at some value, each with its words; `expected` are numbers, one a
+    bin, drawn as a dashed line through the bins' middles.
+    """
     data = {name: _finite(values) for name, values in groups.items()}
     low, high = span if span is not None else _span(list(data.values()))
     edges = np.linspace(low, high, n_bins + 1)
     counts = {name: np.histogram(v, bins=edges)[0] for name, v in data.items()}
     top = max(int(np.sum(list(counts.values()), axis=0).max()), 1) if counts else 1
+    curves = {name: np.asarray(values, float) for name, values in (expected or {}).items()}
+    top = max([top, *(math.ceil(values.max()) for values in curves.values())])
     frame = _Frame(x=(low, high), y=(0.0, float(top)), height=190)
     frame.y_ticks = min(4, top)  # there is no half a particle
     base = np.zeros(n_bins)
@@ -134,31 +118,58 @@ def histogram(groups: Mapping[str, ArrayLike], *, title: str, label: str,
                 "</rect>"
             )
         base += heights
-    legend = _legend(list(data), y=frame.height + 2) if len(data) > 1 else ""
+    middles = (edges[:-1] + edges[1:]) / 2
+    for i, values in enumerate(curves.values()):
+        points = " ".join(
+            f"{_n(frame.px(x))},{_n(frame.py(y))}" for x, y in zip(middles, values, strict=True)
+        )
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{_series_colour(len(data) + i)}" '
+            'stroke-width="2" stroke-dasharray="6 3"/>'
+        )
+    parts.append(_marks(frame, marks or {}, above=True))
+    names = [*data, *curves]
+    legend = _legend(names, y=frame.height + 2) if len(names) > 1 else ""
     return svg("".join(parts) + legend, height=frame.height + (20 if legend else 0), title=title)
 
 
-def lines(series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str, x_label: str,
+def lines(series: Mapping[str, tuple[ArrayLike, ...]], *, title: str, x_label: str,
           y_label: str, x_span: tuple[float, float] | None = None,
           y_span: tuple[float, float] | None = None,
-          marks: Mapping[str, float] | None = None) -> str:  # fmt: skip
+          marks: Mapping[str, float] | None = None,
+          size: tuple[float, float] = (WIDTH, 200)) -> str:  # fmt: skip
     """Return curves over a common x; points that are not finite are left out of their curve.
 
-    `marks` are upright lines at some x, each with its words beside it.
+    A curve is its x, its y and, if it has one, its error, which is shaded. `marks` are upright
+    lines at some x, each with its words beside it; `size` is the canvas's width and height.
     """
-    curves = {name: _finite_pairs(x, y) for name, (x, y) in series.items()}
+    width, height = size
+    curves = {name: _finite_pairs(xy[0], xy[1]) for name, xy in series.items()}
     curves = {name: xy for name, xy in curves.items() if len(xy)}
     xs = [xy[:, 0] for xy in curves.values()]
     ys = [xy[:, 1] for xy in curves.values()]
-    frame = _Frame(x=x_span or _span(xs), y=y_span or _span(ys, zero=True), height=200)
-    parts = [frame.axes(x_label, y_label)]
-    for n, (words, x) in enumerate((marks or {}).items()):
-        at, low = frame.px(x), frame.bottom - 6 - 15 * n  # curves lie at the top
-        parts.append(_line(at, frame.top, at, frame.bottom, "ax"))
-        right = at > (frame.left + frame.right) / 2
-        parts.append(
-            _text(at - 4 if right else at + 4, low, words, "lab", "end" if right else "start")
-        )
+    shades = {
+        name: [
+            _finite_pairs(x, np.asarray(y, float) + sign * np.nan_to_num(np.asarray(error, float)))
+            for sign in (-1, 1)
+        ]
+        for name, (x, y, error) in ((n, xy) for n, xy in series.items() if len(xy) > 2)
+        if name in curves
+    }
+    ys += [xy[:, 1] for pair in shades.values() for xy in pair]
+    frame = _Frame(
+        x=x_span or _span(xs), y=y_span or _span(ys, zero=True), height=height, width=width
+    )
+    parts = [frame.axes(x_label, y_label), _marks(frame, marks or {})]
+    for i, name in enumerate(curves):
+        if name in shades:
+            low, high = shades[name]
+            points = " ".join(
+                f"{_n(frame.px(x))},{_n(frame.py(y))}" for x, y in [*low, *high[::-1]]
+            )
+            parts.append(
+                f'<polygon points="{points}" fill="{_series_colour(i)}" fill-opacity=".22"/>'
+            )
     for i, xy in enumerate(curves.values()):
         points = " ".join(f"{_n(frame.px(x))},{_n(frame.py(y))}" for x, y in _thin(xy))
         dash = ("", ' stroke-dasharray="6 3"', ' stroke-dasharray="2 3"')[i % 3]
@@ -166,9 +177,11 @@ def lines(series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str, x_la
             f'<polyline points="{points}" fill="none" stroke="{_series_colour(i)}" '
             f'stroke-width="2"{dash}/>'
         )
+    legend = _legend(list(curves), y=frame.height + 2) if len(curves) > 1 else ""
     return svg(
-        "".join(parts) + _legend(list(curves), y=frame.height + 2),
-        height=frame.height + 20 * math.ceil(max(len(curves), 1) / 3),
+        "".join(parts) + legend,
+        height=frame.height + (20 * math.ceil(len(curves) / 3) if legend else 0),
+        width=width,
         title=title,
     )
 
@@ -243,10 +256,11 @@ def heatmap(counts: NDArray[np.float64], *, rows: Sequence[str], columns: Sequen
 class _Frame:
     """The plot area of a chart with two axes."""
 
-    def __init__(self, *, x: tuple[float, float], y: tuple[float, float], height: float) -> None:
+    def __init__(self, *, x: tuple[float, float], y: tuple[float, float], height: float,
+                 width: float = WIDTH) -> None:  # fmt: skip
         self.x, self.y, self.height = x, y, height
         self.y_ticks = 4
-        self.left, self.right, self.top, self.bottom = 52.0, WIDTH - 12.0, 10.0, height - 40.0
+        self.left, self.right, self.top, self.bottom = 52.0, width - 12.0, 10.0, height - 40.0
 
     def px(self, value: float) -> float:
         low, high = self.x
@@ -298,6 +312,24 @@ def _cell(x: float, y: float, size: float, share: float, count: float, tip: str)
         f'fill="#{red:02x}{green:02x}{blue:02x}" stroke="#ddd" stroke-width="0.6">'
         f"<title>{escape(tip)}</title></rect>" + (text if count else "")
     )
+
+
+def _marks(frame: _Frame, marks: Mapping[str, float], *, above: bool = False) -> str:
+    """Upright lines with their words, each on a line of its own so that near ones stay legible.
+
+    The words stand at the foot, since curves lie at the top, or `above`.
+    """
+    parts = []
+    for n, (words, x) in enumerate(marks.items()):
+        at = frame.px(x)
+        low = frame.top + 9 + 15 * n if above else frame.bottom - 6 - 15 * n
+        parts.append(_line(at, frame.top, at, frame.bottom, "under"))
+        parts.append(_line(at, frame.top, at, frame.bottom, "ax mark"))
+        right = at > (frame.left + frame.right) / 2
+        parts.append(
+            _text(at - 4 if right else at + 4, low, words, "lab halo", "end" if right else "start")
+        )
+    return "".join(parts)
 
 
 def _legend(names: Sequence[str], *, y: float) -> str:
@@ -375,6 +407,6 @@ def _n(value: float) -> str:
 
 
 __all__ = [
-    "bars", "heatmap", "histogram", "lines", "marker", "number", "reliability", "stacked_bars",
-    "svg", "swatch", "ticks",
+    "bars", "heatmap", "histogram", "lines", "marker", "number", "reliability", "svg",
+    "swatch", "ticks",
 ]  # fmt: skip

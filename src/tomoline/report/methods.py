@@ -35,10 +35,12 @@ EVALUATION_CITATION = (
 
 
 def methods_text(*, version: str, localizer: Mapping[str, Any], classifier: Mapping[str, Any],
-                 n_tomograms: int, n_particles: int) -> str:  # fmt: skip
+                 n_tomograms: int, n_particles: int,
+                 evaluated: bool = False) -> str:  # fmt: skip
     """Return a paragraph for a paper's methods section, from what was really used.
 
-    `localizer` and `classifier` are model cards; what a card does not say is left out.
+    `localizer` and `classifier` are model cards; what a card does not say is left out. Works are
+    cited by author and year, as `CITATIONS` lists them.
     """
     voxel = localizer.get("voxel_size_angstrom", classifier.get("voxel_size_angstrom"))
     scale = f" rescaled to {number(float(voxel))} Å a voxel where needed," if voxel else ""
@@ -46,21 +48,30 @@ def methods_text(*, version: str, localizer: Mapping[str, Any], classifier: Mapp
     into = f" into {len(classes)} classes" if classes else ""
     named = (
         f"named{into} as a whole by {_network(classifier)}, each in several mirrored views, whose "
-        "mean probability decides"
+        "mean probability decides (Liu et al., 2018)"
         if classifier.get("network") in NAME_WHOLE
         else f"labelled voxel by voxel by {_network(classifier)}; the component at the centre "
         f"voted for the particle's class{into}"
     )
     sifted = _sifted(localizer, classifier)
     return (
-        f"Particles were found and classified with Tomoline {version}. Tomograms were"
+        f"Particles were found and classified with Tomoline {version}, which follows VP-Detector "
+        "(Hao et al., 2022) and runs in Snakemake (Mölder et al., 2021). Tomograms were"
         f"{scale} normalised to zero mean and unit standard deviation, and searched in "
         f"overlapping windows by {_network(localizer)}, which gives each voxel the probability "
-        "of lying in a particle. The thresholded map was split into connected components, whose "
-        "centroids and distance-transform peaks seeded a flat-kernel mean-shift; its modes are "
-        f"the particle centres. Subtomograms cut at these centres were {named}{sifted}. "
+        "of lying in a particle (with hybrid dilated convolution, Wang et al., 2018; trained with "
+        "the focal loss, Lin et al., 2017). The thresholded map was split into connected "
+        "components, whose centroids and distance-transform peaks seeded a flat-kernel mean-shift; "
+        "its modes are the particle centres. Subtomograms cut at these centres were "
+        f"{named}{sifted}. "
         f"In all, {n_particles:,} particles were kept in {n_tomograms:,} "
         f"tomogram{'' if n_tomograms == 1 else 's'}."
+        + (
+            " Where the truth was known, picks were compared with it as in SHREC (Gubins et al., "
+            "2020), beside a difference-of-Gaussians picker (Pei et al., 2016)."
+            if evaluated
+            else ""
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""The shell of every page: one HTML file with its style inside, that asks the network for nothing.
+"""The shell of every page: one HTML file with style and script inside, that fetches nothing.
 
 `Page` collects sections; the other functions return pieces of HTML. Text given to them is escaped
 unless the parameter's name ends in `html`.
@@ -63,10 +63,27 @@ svg.plane{width:100%;height:auto;display:block;background:#777}
 svg.swatch{width:1em;height:1em;vertical-align:-.12em;margin-right:.35em}
 svg text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;fill:#1b1f24}
 svg text.num{font-size:11px;fill:#444}
-svg .ax{stroke:#444;stroke-width:1}svg .grid{stroke:#e1e5e9;stroke-width:1}
+svg text.halo{paint-order:stroke;stroke:#fff;stroke-width:3px}
+svg .ax{stroke:#444;stroke-width:1}svg .mark{stroke-dasharray:3 2}
+svg .under{stroke:#fff;stroke-width:3}svg .grid{stroke:#e1e5e9;stroke-width:1}
 .legend{display:flex;flex-wrap:wrap;gap:3px 16px;margin:6px 0 10px;padding:0;list-style:none;
 font-size:.92rem}
 .legend label{cursor:pointer;white-space:nowrap}
+.legend.switch{position:sticky;top:0;z-index:2;background:#fff;padding:6px 0;
+border-bottom:1px solid var(--line)}
+button{font:inherit;font-size:.88rem;padding:1px 10px;border:1px solid var(--line);
+border-radius:4px;background:var(--wash);color:var(--accent);cursor:pointer}
+.minute{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,215px),1fr));gap:10px;
+margin:14px 0}
+.minute>div{border:1px solid var(--line);border-top:4px solid var(--accent);border-radius:6px;
+padding:8px 14px;min-width:0;overflow-wrap:anywhere}
+.minute>div.bad{border-top-color:#b3400a}.minute>div.warn{border-top-color:#c98a00}
+.minute h2{border:0;margin:0 0 4px;padding:0;font-size:1.02rem}
+.minute p{margin:4px 0;font-size:.95rem}
+table.sort thead th{cursor:pointer}
+th[aria-sort=ascending]::after{content:" \\25B2"}th[aria-sort=descending]::after{content:" \\25BC"}
+.alone .folder{display:none}.alone a.page{pointer-events:none;color:inherit;text-decoration:none}
+.js-only{display:none}.js .js-only{display:inline-block}
 details{margin:8px 0}summary{cursor:pointer;color:var(--accent)}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.86rem;background:var(--wash);
 padding:8px 12px;margin:6px 0}
@@ -77,6 +94,7 @@ footer{margin-top:40px;border-top:1px solid var(--line);color:var(--soft);font-s
 table.stack thead{display:none}table.stack tr,table.stack td,table.stack th{display:block;border:0;
 padding:1px 0}table.stack tr{border-bottom:1px solid var(--line);padding:6px 0}
 dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:6px}h1{font-size:1.3rem}
+.legend.switch{position:static}
 .tiles{grid-template-columns:repeat(2,1fr)}}
 @media print{body{max-width:none;padding:0;font-size:10pt}nav{display:none}
 .scroll{overflow:visible}table{font-size:8pt}th,td{padding:2px 5px}h2{break-after:avoid}
@@ -85,14 +103,57 @@ tr{break-inside:avoid}
 """
 
 
+# Comforts: a page without them says the same. `alone`: inside Snakemake's one-file report there is
+# no folder, so links to other pages would lead nowhere.
+SCRIPT = """
+(() => {
+const root = document.documentElement, all = (q, e) => [...(e || document).querySelectorAll(q)];
+root.classList.add("js");
+if (!/^(file|https?):$/.test(location.protocol)) root.classList.add("alone");
+if (innerWidth < 560) all("details.singles").forEach(d => { d.open = false; });
+all("button[data-tick]").forEach(b => b.addEventListener("click", () =>
+  all(".legend.switch input").forEach(i => { i.checked = b.dataset.tick == "all"; })));
+all("button[data-copy]").forEach(b => b.addEventListener("click", () => {
+  const range = document.createRange(), chosen = getSelection();
+  range.selectNodeContents(document.getElementById(b.dataset.copy));
+  chosen.removeAllRanges(); chosen.addRange(range); document.execCommand("copy");
+  b.textContent = "Copied";
+}));
+const value = c => { const t = c.textContent.trim().replace(/,/g, ""), n = parseFloat(t);
+  return isNaN(n) || !/^[-\\d.]/.test(t) ? t.toLowerCase() : n; };
+all("table.sort").forEach(table => all("thead th", table).forEach((head, k) => {
+  const sort = () => {
+    const up = head.getAttribute("aria-sort") == "descending" ? -1 : 1, body = table.tBodies[0];
+    const sign = head.hasAttribute("aria-sort") ? -up : head.classList.contains("r") ? -1 : 1;
+    all("thead th", table).forEach(h => h.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+    all("tr:not(.sum)", body).sort((a, b) => {
+      const x = value(a.cells[k]), y = value(b.cells[k]);
+      const alike = typeof x == typeof y;
+      return sign * (alike ? (x < y ? -1 : x > y ? 1 : 0) : typeof x == "number" ? 1 : -1);
+    }).forEach(row => body.insertBefore(row, body.querySelector("tr.sum")));
+  };
+  head.tabIndex = 0; head.title = head.title || "click to sort";
+  head.addEventListener("click", sort);
+  head.addEventListener("keydown", e => { if (e.key == "Enter") sort(); });
+}));
+})();
+"""
+
+
 @dataclass(kw_only=True)
 class Page:
-    """A page in the making. `style` is added after the common style sheet."""
+    """A page in the making. `style` is added after the common style sheet.
+
+    `above_html` stands over the title (a link back), `script_html` at the end (whole elements).
+    """
 
     title: str
     subtitle: str = ""
     style: str = ""
     head_html: str = ""
+    above_html: str = ""
+    script_html: str = ""
     sections: list[tuple[str, str, str]] = field(default_factory=list)
 
     def add(self, heading: str, body_html: str) -> None:
@@ -113,11 +174,12 @@ class Page:
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
             f"<title>{escape(self.title)}</title>\n<style>{STYLE}{self.style}</style></head>\n"
-            f"<body><header><h1>{escape(self.title)}</h1>"
+            f"<body><header>{self.above_html}<h1>{escape(self.title)}</h1>"
             f'<p class="sub">{escape(self.subtitle)}</p></header>\n'
             f"{self.head_html}{nav}\n<main>{body}</main>\n"
             "<footer><p>Written by Tomoline. This page needs no network: it can be copied, mailed "
-            "or archived as one file.</p></footer></body></html>\n"
+            "or archived as one file.</p></footer>\n"
+            f"<script>{SCRIPT}</script>{self.script_html}</body></html>\n"
         )
 
 
@@ -159,10 +221,12 @@ def facts(pairs: Mapping[str, str]) -> str:
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], *, caption: str = "",
-          row_kinds: Mapping[int, str] | None = None, stack: bool = False) -> str:  # fmt: skip
+          row_kinds: Mapping[int, str] | None = None, stack: bool = False,
+          sort: bool = False) -> str:  # fmt: skip
     """Return a table of ready HTML cells (use `escape` on text), the first a row heading.
 
-    With `stack` a phone shows a row's cells below each other, so that prose needs no scrolling.
+    With `stack` a phone shows a row's cells below each other, so that prose needs no scrolling;
+    with `sort` a click on a heading sorts.
     """
     css = {"number": "r", "prose": "w", "": ""}
     kinds = [css[column.kind] for column in columns]
@@ -180,6 +244,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], *, caption: 
         )
         lines.append(f'<tr class="{(row_kinds or {}).get(i, "")}">{cells}</tr>')
     look = "stack" if stack else "many" if len(columns) > 9 else ""
+    look += " sort" if sort else ""
     title = paragraph(caption, "note") if caption else ""
     return (
         f'<div>{title}<div class="scroll" tabindex="0"><table class="{look}">'
@@ -196,6 +261,12 @@ def grid(*items_html: str, wide: bool = False) -> str:
     """Return pieces side by side where the window has room: three abreast, or two if `wide`."""
     kind = "grid wide" if wide else "grid"
     return f'<div class="{kind}">{"".join(item for item in items_html if item)}</div>'
+
+
+def copied(anchor: str, content_html: str) -> str:
+    """Return a piece with a button that copies its text."""
+    button = f'<button type="button" class="js-only" data-copy="{escape(anchor)}">Copy</button>'
+    return f'<blockquote id="{escape(anchor)}">{content_html}</blockquote>{button}'
 
 
 def details(summary: str, content_html: str) -> str:

@@ -50,7 +50,10 @@ class Picks:
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """One slice. `pixels` (rows, columns) uint8, row 0 at the top; `marks` (n, 2) column, row."""
+    """One slice, or with `index` -1 the mean along the whole axis.
+
+    `pixels` (rows, columns) uint8, row 0 at the top; `marks` (n, 2) column, row.
+    """
 
     axis: int
     index: int
@@ -62,6 +65,8 @@ class Plane:
     @property
     def name(self) -> str:
         """The slice's direction and place, for instance "z = 64"."""
+        if self.index < 0:
+            return f"along {_AXES[self.axis]}"
         return f"{_AXES[self.axis]} = {self.index}"
 
 
@@ -83,6 +88,25 @@ def planes(volume: NDArray[Any], picks: Picks, *, n_slices: int,
     ]
 
 
+def projections(volume: NDArray[Any], picks: Picks) -> list[Plane]:
+    """Return the means of the whole volume along z and along y, with the picks of best score.
+
+    The volume is read once, a few slices at a time.
+    """
+    nz, ny, nx = volume.shape
+    along_z = np.zeros((ny, nx))
+    along_y = np.zeros((nz, nx))
+    for start in range(0, nz, 8):
+        part = np.asarray(volume[start : start + 8], np.float32)
+        along_z += part.sum(axis=0, dtype=np.float64)
+        along_y[start : start + 8] = part.mean(axis=1, dtype=np.float64)
+    every = np.arange(len(picks.zyx))
+    return [
+        _with_marks(_grey(image)[::-1], picks, every, axis=axis, index=-1, most=MAX_MARKS)
+        for axis, image in ((0, along_z / max(nz, 1)), (1, along_y))
+    ]
+
+
 def _plane(volume: NDArray[Any], picks: Picks, *, axis: int, index: int, half: int,
            most: int) -> Plane:  # fmt: skip
     start, stop = max(index - half, 0), min(index + half + 1, volume.shape[axis])
@@ -91,6 +115,11 @@ def _plane(volume: NDArray[Any], picks: Picks, *, axis: int, index: int, half: i
     # Drawn are the particles that the slab cuts: a mark far above its particle would mislead.
     reach = np.array([picks.radius(name) for name in picks.names]) + half
     chosen = np.flatnonzero(np.abs(picks.zyx[:, axis] - index) <= reach)
+    return _with_marks(pixels, picks, chosen, axis=axis, index=index, most=most)
+
+
+def _with_marks(pixels: NDArray[np.uint8], picks: Picks, chosen: NDArray[np.intp], *, axis: int,
+                index: int, most: int) -> Plane:  # fmt: skip
     best = chosen[np.argsort(-picks.scores[chosen], kind="stable")][:most]
     up, right = [a for a in range(3) if a != axis]
     # A voxel's centre lies half a pixel inside its square of the picture.
@@ -143,12 +172,14 @@ def plane_svg(plane: Plane, jpeg: bytes, picks: Picks, styles: Mapping[str, Clas
     """Return the slice with its marks; each mark is in group `c<index>` of its class."""
     height, width = plane.pixels.shape
     line = max(width, height) / 330  # marks keep their look whatever the tomogram's size
+    line *= 0.6 if plane.index < 0 else 1
     groups = []
     for style in styles.values():
         mine = np.flatnonzero(picks.names[plane.picked] == style.name)
         if mine.size == 0:
             continue
-        radius = picks.radius(style.name)
+        # All picks of a tomogram upon one picture: small marks, or nothing else would be seen.
+        radius = picks.radius(style.name) * (0.4 if plane.index < 0 else 1)
         shapes = "".join(
             marker(style.shape, float(x), float(y), radius) for x, y in plane.marks[mine]
         )
@@ -163,7 +194,8 @@ def plane_svg(plane: Plane, jpeg: bytes, picks: Picks, styles: Mapping[str, Clas
         f'href="{data_uri(jpeg, "image/jpeg")}"/>{"".join(groups)}'
         f"{_scale_bar(width, height, voxel_size_angstrom)}"
     )
-    title = f"Slice {plane.name} with {len(plane.marks)} picks"
+    kind = "Projection" if plane.index < 0 else "Slice"
+    title = f"{kind} {plane.name} with {len(plane.marks)} picks"
     return svg(body, width=width, height=height, title=title, kind="plane")
 
 

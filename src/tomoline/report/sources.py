@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from tomoline.contracts import STAGES
+from tomoline.contracts import EXPECTED_PRECISION, STAGES
 from tomoline.errors import InputError
 
 PROGRAMS = (
     "tomoline", "snakemake", "torch", "numpy", "scipy", "pandas", "scikit-learn", "mrcfile",
-    "connected-components-3d", "h5py", "safetensors", "starfile",
+    "connected-components-3d", "h5py", "safetensors", "starfile", "altair",
 )  # fmt: skip
 
 
@@ -132,12 +132,16 @@ def read_table(path: Path | None) -> pd.DataFrame:
 def read_outcome(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Return status, class and score of every row of particles.csv, and the table's class names.
 
+    So too the expected precision, where the table has it.
+
     The strict reader (`tomoline.io.tables`) has passed the table when its own page was made; a
-    data set of hundreds needs these three columns only, which is much faster.
+    data set of hundreds needs these columns only, which is much faster.
     """
-    wanted = {"status": str, "class": str, "score": float}
+    wanted: dict[str, type] = {"status": str, "class": str, "score": float}
     try:
         header = pd.read_csv(path, nrows=0)
+        if EXPECTED_PRECISION in header:
+            wanted[EXPECTED_PRECISION] = float
         table = pd.read_csv(path, usecols=list(wanted), dtype=wanted, keep_default_na=False)
     except ValueError as error:
         raise _broken(path, "the particle table, with status, class and score", error) from error

@@ -13,12 +13,13 @@ import pandas as pd
 
 from tomoline.contracts import EXPECTED_PRECISION, VolumeTransform
 from tomoline.evaluation.calibration import least_score
-from tomoline.report import figures, pages, slices
+from tomoline.report import densities, figures, neighbours, pages, plots, slices
 from tomoline.report.evaluation import evaluation_html
 from tomoline.report.palette import REJECTED, ClassStyle, class_order, styles
 from tomoline.report.sources import Timing, count_reasons, finite
 
 DOUBTFUL_MARGIN = 0.2
+_DATASET_REPORT = "../../report"  # as seen from a tomogram's page
 WANTED_PRECISIONS = (0.9, 0.95, 0.98, 0.99)
 QUALITY_NAMES = {
     "given_mean": "Mean grey value as given",
@@ -78,19 +79,38 @@ def picks_of(result: TomogramResult) -> slices.Picks:
     )
 
 
-def tomogram_page(result: TomogramResult, shown: Sequence[slices.Plane],
-                  picks: slices.Picks) -> str:  # fmt: skip
-    """Return the page's HTML."""
+def tomogram_page(result: TomogramResult, shown: Sequence[slices.Plane], picks: slices.Picks,
+                  looks: Sequence[densities.Density] = ()) -> str:  # fmt: skip
+    """Return the page's HTML. `shown` are slices and projections, `looks` a class's picks each.
+
+    The page lies in <data set>/<tomogram>/report, and finds the data set's page from there.
+    """
+    voxel = result.transform.prepared_voxel_size_angstrom
     page = pages.Page(
         title=result.tomogram,
         subtitle=f"Data set {result.dataset} · particles found and classified by Tomoline",
-        style=_switches(result.class_styles),
+        style=_switches(result.class_styles) + densities.STYLE + plots.STYLE,
         head_html=_head(result),
+        above_html=f'<a class="folder" href="{_DATASET_REPORT}/summary.html">All tomograms</a>',
+        script_html=plots.linked_script(f"{_DATASET_REPORT}/{plots.BUNDLE}"),
     )
     page.add("Slices", _slices_html(result, shown, picks))
     page.add("Particles by class", _classes_html(result))
+    page.add(
+        "What they look like",
+        densities.densities_html(looks, result.class_styles, voxel_size_angstrom=voxel),
+    )
     page.add("How sure is it?", _confidence_html(result))
     page.add("Rejected candidates", _rejects_html(result))
+    page.add(
+        "Neighbours and depth",
+        neighbours.neighbours_html(
+            picks.zyx,
+            np.array([picks.radius(name) for name in picks.names]),
+            result.transform.prepared_shape_zyx,
+            nm_per_voxel=voxel / 10,
+        ),
+    )
     page.add(
         "Against the truth",
         evaluation_html(
@@ -106,11 +126,14 @@ def _head(result: TomogramResult) -> str:
     n, counts = len(result.accepted), result.counts
     rejected = int((result.particles["status"] == "rejected").sum())
     present = sum(count > 0 for count in counts.values())
-    tiles = [
+    tiles: list[Any] = [
         (f"{n:,}", "particles kept"),
         (f"{present} of {len(counts)}", "classes seen"),
         (f"{rejected:,}", "candidates rejected"),
     ]
+    flag = str(result.domain.get("in_domain", ""))
+    if flag in ("yes", "doubtful", "no"):
+        tiles.append((flag, "model fits", "bad" if flag == "no" else ""))
     return (
         f'<p class="lead">{escape(summary_sentence(result))}</p>{pages.tiles(tiles)}'
         f"{domain_html(result.domain)}{pages.box(list(result.transform.warnings), 'warn')}"
@@ -230,26 +253,28 @@ def _slices_html(result: TomogramResult, shown: Sequence[slices.Plane],
         "the kept particles that it cuts, each as large as particles of its class usually come "
         "out. x runs to the right, y (or z) upwards, as in 3dmod. Untick a class to hide it."
     )
-    top = [html for plane, html in zip(shown, pictures, strict=True) if plane.axis == 0]
-    side = [html for plane, html in zip(shown, pictures, strict=True) if plane.axis != 0]
-    return (
-        pages.paragraph(note, "note")
-        + _legend(result)
-        + pages.grid(*top)
-        + "<h3>From the side</h3>"
-        + pages.grid(*side, wide=True)
-    )
+    both = list(zip(shown, pictures, strict=True))
+    top = [html for plane, html in both if plane.axis == 0 and plane.index >= 0]
+    side = [html for plane, html in both if plane.axis != 0 and plane.index >= 0]
+    whole = [html for plane, html in both if plane.index < 0]
+    text = pages.paragraph(note, "note") + _legend(result) + pages.grid(*top)
+    text += "<h3>From the side</h3>" + pages.grid(*side, wide=True)
+    if whole:
+        text += "<h3>Projections</h3>" + pages.grid(*whole, wide=True)
+    return text
 
 
 def _plane_caption(plane: slices.Plane, transform: VolumeTransform) -> str:
+    n_marks = f"{len(plane.marks)} particle{_s(len(plane.marks))}"
+    extra = f"; {plane.n_left_out} more of lower score not drawn" if plane.n_left_out else ""
+    if plane.index < 0:
+        return f"Mean of the whole tomogram {plane.name}, {n_marks}{extra}"
     place = np.zeros((1, 3))
     place[0, plane.axis] = plane.index
     given = transform.to_given(place)[0, plane.axis]
     axis = plane.name[0]
     where = "" if round(given) == plane.index else f" ({axis} = {given:.0f} as given)"
-    text = f"{plane.name}{where}, "
-    extra = f"; {plane.n_left_out} more of lower score not drawn" if plane.n_left_out else ""
-    return f"{text}{len(plane.marks)} particle{_s(len(plane.marks))}{extra}"
+    return f"{plane.name}{where}, {n_marks}{extra}"
 
 
 def _legend(result: TomogramResult) -> str:
@@ -260,7 +285,13 @@ def _legend(result: TomogramResult) -> str:
         for name, style in result.class_styles.items()
         if counts[name]
     )
-    return f'<ul class="legend" aria-label="Classes">{items}</ul>' if items else ""
+    if not items:
+        return ""
+    buttons = "".join(
+        f'<li class="js-only"><button type="button" data-tick="{word}">{word}</button></li>'
+        for word in ("all", "none")
+    )
+    return f'<ul class="legend switch" aria-label="Classes">{items}{buttons}</ul>'
 
 
 def _switches(looks: Mapping[str, ClassStyle]) -> str:
@@ -324,10 +355,11 @@ def _confidence_html(result: TomogramResult) -> str:
         pages.figure(
             figures.histogram(
                 {name: _column(part, "score") for name, part in both.items()},
-                title="Scores", label="score", span=(0.0, 1.0),
+                title="Scores", label="score", span=(0.0, 1.0), marks=_marks(result),
             ),
             "Score: how sure the models are that there is a particle (1 is certain). A hump near "
-            "1, well apart from the rest, is what a clear tomogram gives.",
+            "1, well apart from the rest, is what a clear tomogram gives. Dashed: the least score "
+            "kept, and those for the export and for 95 % real particles where they differ.",
         ),
         pages.figure(
             figures.histogram(
@@ -354,7 +386,39 @@ def _confidence_html(result: TomogramResult) -> str:
                  "doubtful classes."),
             )
         ]  # fmt: skip
-    return _doubt(kept) + _thresholds_html(result) + pages.grid(*charts, wide=True)
+    return (
+        _doubt(kept)
+        + _thresholds_html(result)
+        + pages.grid(*charts, wide=True)
+        + _explorer_html(result)
+    )
+
+
+def _explorer_html(result: TomogramResult) -> str:
+    """Return score against size of every candidate, to be searched with the mouse."""
+    table = result.particles
+    kept = (table["status"] == "accepted").to_numpy()
+    points = pd.DataFrame(
+        {
+            "id": table["particle_id"].to_numpy(),
+            "class": np.where(kept, table["class"].astype(str), "rejected"),
+            "score": _column(table, "score").round(4),
+            "size": _column(table, "size_vox").round(),
+            "depth": _column(table, "z_vox").round(),
+        }
+    )
+    note = (
+        "Drag over the plot: the bars count what lies inside. Click a class in the legend to see "
+        "it alone; hover over a dot for its particle_id."
+    )
+    spec = plots.candidates(points, result.class_styles)
+    still = pages.paragraph(
+        "Where the whole report lies in one folder, a plot of every candidate is drawn here.",
+        "note",
+    )
+    head = "Score and size of every candidate"
+    live = f"<h3>{head}</h3>{pages.paragraph(note, 'note')}"
+    return plots.plot(spec, label=head, live_html=live, still_html=still)
 
 
 def _doubt(kept: pd.DataFrame) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tomoline.contracts import DOMAIN, VolumeTransform
 from tomoline.errors import InputError
 from tomoline.io.atomic import atomic_path, write_text
 from tomoline.log import get_logger
+from tomoline.report import plots
 from tomoline.report.dataset import (
     STATE_WORDS,
     DatasetResult,
@@ -64,7 +67,8 @@ def run(
         need only be named for the order of jobs. `cards`: the models' card.yaml (curves.jsonl
         beside a card is used).
     outputs:
-        `page` (one HTML file) and `table` (CSV, one row a tomogram).
+        `page` (one HTML file) and `table` (CSV, one row a tomogram); optionally `plots` (the script
+        that draws the tomograms' plots, beside the page) and `folder` (the report to hand out).
     dataset:
         Its name, or its settings as a mapping.
     failed, refused:
@@ -119,6 +123,8 @@ def from_results(
     project = folder.parent.parent if project is None else Path(project)
     page = Path(page) if page is not None else folder / "report" / "summary.html"
     table = Path(table) if table is not None else folder / "report" / "summary.csv"
+    outputs = {"page": page, "table": table, "plots": page.with_name(plots.BUNDLE),
+               "folder": page.with_name("pages")}  # fmt: skip
     rows, problem = [], ""
     try:
         for status in collect_status(project, dataset=dataset)[0].tomograms:
@@ -131,7 +137,7 @@ def from_results(
     result = _result(
         dataset, rows, root=folder, cards=_cards(project, config), config=config, problem=problem
     )
-    _write(result, {"page": page, "table": table})
+    _write(result, outputs)
     return page
 
 
@@ -163,7 +169,50 @@ def _write(result: DatasetResult, outputs: Mapping[str, Any]) -> None:
     write_text(outputs["page"], dataset_page(result))
     with atomic_path(outputs["table"]) as path:
         summary_table(result).to_csv(path, index=False, lineterminator="\n")
+    if outputs.get("plots"):
+        write_text(outputs["plots"], plots.bundle())
+    if outputs.get("folder"):
+        _write_folder(result, outputs)
     log.info("%s: %d tomograms on the page", result.dataset, len(result.rows))
+
+
+def _write_folder(result: DatasetResult, outputs: Mapping[str, Any]) -> None:
+    """Write the folder that a facility hands out: all pages, and nothing else of the results.
+
+    It has the names of the results' folder (report/summary.html, <tomogram>/report/tomogram.html)
+    so that every link holds, and index.html that opens the first page. Pages are linked, not
+    copied, where the disk can.
+    """
+    page, folder = Path(outputs["page"]), Path(outputs["folder"])
+    root = page.parent.parent
+    with atomic_path(folder) as target:
+        target.mkdir(parents=True)
+        files = [page, Path(outputs["table"])]
+        files += [Path(outputs["plots"])] if outputs.get("plots") else []
+        places = {path: Path("report", path.name) for path in files}
+        for row in result.rows:
+            path = root / row.tomogram / "report" / "tomogram.html"
+            if row.link and path.is_file():
+                places[path] = path.relative_to(root)
+        for source, place in places.items():
+            (target / place).parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(source, target / place)
+        title = f"Tomoline: data set {result.dataset}"
+        (target / "index.html").write_text(
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta http-equiv="refresh" content="0; url=report/summary.html">'
+            f"<title>{escape(title)}</title></head>"
+            f'<body><p><a href="report/summary.html">{escape(title)}</a></p></body></html>\n',
+            encoding="utf-8",
+        )
+        shutil.rmtree(folder, ignore_errors=True)  # a folder cannot be renamed onto another
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)
 
 
 def _status_row(status: TomogramStatus, folder: Path, *, page: Path) -> TomogramRow:

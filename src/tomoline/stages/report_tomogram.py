@@ -11,7 +11,7 @@ from tomoline.io.atomic import atomic_path, write_text
 from tomoline.io.mrc import open_volume
 from tomoline.io.tables import read_particles
 from tomoline.log import get_logger
-from tomoline.report import slices
+from tomoline.report import densities, slices
 from tomoline.report.sources import read_json, read_table, read_timings
 from tomoline.report.tomogram import TomogramResult, picks_of, tomogram_page
 from tomoline.settings import ReportSettings
@@ -66,15 +66,13 @@ def run(
         min_score=min_score,
     )
     picks = picks_of(result)
-    shown = slices.planes(
-        open_volume(inputs["volume"]),
-        picks,
-        n_slices=settings.slices,
-        voxel_size_angstrom=transform.prepared_voxel_size_angstrom,
-    )
+    volume, voxel = open_volume(inputs["volume"]), transform.prepared_voxel_size_angstrom
+    shown = slices.planes(volume, picks, n_slices=settings.slices, voxel_size_angstrom=voxel)
+    whole = slices.projections(volume, picks)
+    looks = densities.densities(volume, picks, voxel_size_angstrom=voxel)
     with atomic_path(outputs["slices"]) as path:
         slices.write_png(path, shown, picks, result.class_styles, title=tomogram)
-    write_text(outputs["page"], tomogram_page(result, shown, picks))
+    write_text(outputs["page"], tomogram_page(result, [*shown, *whole], picks, looks))
     log.info("%s: %d particles on the page", tomogram, len(result.accepted))
 
 

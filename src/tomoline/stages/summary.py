@@ -18,6 +18,7 @@ from tomoline.export.registry import dialect as dialect_of
 from tomoline.io.jobs import HISTORY, last_record
 from tomoline.io.sheet import SheetRow
 from tomoline.log import get_logger, job_log
+from tomoline.report import plots
 from tomoline.stages import combine, report_dataset
 from tomoline.stages.checks import Run
 from tomoline.stages.status import EVALUATE, Pulse, stage_states
@@ -53,7 +54,12 @@ def _refresh_dataset(run: Run, name: str, folder: Path) -> None:
     if rows:
         written = _combine(run, name, folder, rows)
     finished = [row for row in run.rows[name] if faults[row.tomogram] is None]
-    pages = {"page": folder / "report" / "summary.html", "table": folder / "report" / "summary.csv"}
+    pages = {
+        "page": folder / "report" / "summary.html",
+        "table": folder / "report" / "summary.csv",
+        "plots": folder / "report" / plots.BUNDLE,
+        "folder": folder / "report" / "pages",
+    }
     report_dataset.run(
         {
             "particles": [str(_particles(folder, row)) for row in finished],

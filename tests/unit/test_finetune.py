@@ -192,7 +192,7 @@ def tomogram(folder: Path, name: str, seed: int) -> dict[str, str]:
         "candidate_id": range(1, n + 1),
         **{f"{axis}_prepared_vox": zyx[:, k] for k, axis in enumerate("zyx")},
         "status": ["accepted"] * n, "reason": [""] * n, "score": [0.9] * n,
-        "mean_probability": [0.9] * n, "size_vox": [60] * n,
+        "mean_probability": [0.9] * n, "size_vox": [60] * n, "contrast": [9.0] * n,
     }))  # fmt: skip
     names = [kind for kind, own_places in places.items() for _ in own_places]
     labels = label_table(annotation_table(zyx, names, radius_vox=[4.0] * n), source="test")

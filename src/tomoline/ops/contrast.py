@@ -87,8 +87,9 @@ def _between(places: Floats, centres_zyx: Floats) -> Floats:
     """The places `(n, 3)` that are not near a centre; of crowded volumes the farthest tenth."""
     if not len(centres_zyx):
         return places
-    distance = cKDTree(centres_zyx).query(places)[0]
-    return places[distance >= min(_APART_VOX, np.quantile(distance, 1 - _LEAST_SHARE))]
+    distance: Floats = cKDTree(centres_zyx).query(places)[0]
+    found: Floats = places[distance >= min(_APART_VOX, np.quantile(distance, 1 - _LEAST_SHARE))]
+    return found
 
 
 def _spread(shape: tuple[int, ...]) -> Floats:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tomoline.contracts import VolumeTransform
 from tomoline.evaluation.held_out import Held, Judged, change, figures
 from tomoline.evaluation.matching import match_one_to_one
-from tomoline.evaluation.sifting import best_cut, fit_weights, particle_probability
+from tomoline.evaluation.sifting import Evidence, best_cut, fit_weights, particle_probability
 from tomoline.infer import make_runner
 from tomoline.io.annotations import read_truth
 from tomoline.io.atomic import write_json, write_text
@@ -207,7 +207,8 @@ def _found_anew(
     found = found_at(card, known, probability_of_part(runner, part), threshold=threshold)
     centres = found.centres + np.array([0, first, 0])
     own = one.is_held(centres)
-    return found_of(one.volume, centres[own], found.score[own], found.size_vox[own])
+    return found_of(one.volume, centres[own], found.score[own], found.size_vox[own],
+                    found.contrast[own])  # fmt: skip
 
 
 def _measured_by(one: Labelled) -> Held:
@@ -219,7 +220,7 @@ def _judged(
     found: Found, votes: Sequence[Vote | None], localizer: ModelCard, classifier: ModelCard
 ) -> Judged:
     """What the line makes of candidates, by its default settings."""
-    sifted = sift(votes, found.score, localizer, classifier)
+    sifted = sift(votes, found.score, found.contrast, localizer, classifier)
     known = np.array([vote is not None for vote in votes], bool)
     return Judged(
         centres=found.centres,
@@ -242,7 +243,7 @@ def _sifted(
     fit = card.sift_for(localizer)
     if not card.names_whole or fit is None:
         return card, "none: the classifier had none for this localizer"
-    score, background, hit, total = _known_candidates(found, complete=complete)
+    evidence, hit, total = _known_candidates(found, complete=complete)
     enough = min(int(hit.sum()), int((~hit).sum()))
     if enough < LEAST_OF_EACH:
         return card, (
@@ -250,13 +251,14 @@ def _sifted(
             f"{int((~hit).sum())} known to be none, fewer than {LEAST_OF_EACH} of each; background "
             "has the share in the training that it had, so that its probability means the same"
         )
-    weights = fit_weights(score, background, hit)
+    weights = fit_weights(evidence, hit)
     least = fit.least
     if complete:
-        least, _ = best_cut(particle_probability(score, background, weights), hit, total)
+        least, _ = best_cut(particle_probability(evidence, weights), hit, total)
     new = fit.model_copy(update={
         "intercept": round(weights.intercept, 4), "score": round(weights.score, 4),
-        "background": round(weights.background, 4), "least": round(least, 4),
+        "background": round(weights.background, 4), "contrast": round(weights.contrast, 4),
+        "least": round(least, 4),
     })  # fmt: skip
     return changed(card, sift=new.model_dump()), (
         f"fitted to {len(hit)} held-out candidates, {int(hit.sum())} of them particles; the "
@@ -266,10 +268,10 @@ def _sifted(
 
 def _known_candidates(
     found: Sequence[tuple[Found, Sequence[Vote | None], Labelled]], *, complete: bool
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_], int]:
-    """Score, share of background and truth of held-out candidates that are known, and the number
-    of known particles."""
-    scores, backgrounds, hits = [np.empty(0)], [np.empty(0)], [np.empty(0, bool)]
+) -> tuple[Evidence, NDArray[np.bool_], int]:
+    """Evidence and truth of held-out candidates that are known, and the number of known
+    particles."""
+    terms, hits = [np.empty((0, 3))], [np.empty(0, bool)]
     total = 0
     for one, votes, tomo in found:
         held = _measured_by(tomo)
@@ -280,7 +282,6 @@ def _known_candidates(
             none = match_one_to_one(one.centres, tomo.held.negatives, HIT_DISTANCE_VOX)
             known &= hit | (none.true_of_prediction >= 0)
         share = np.array([1.0 if vote is None else vote.background for vote in votes])
-        scores.append(one.score[known])
-        backgrounds.append(share[known])
+        terms.append(np.stack([one.score, share, one.contrast], axis=1)[known])
         hits.append(hit[known])
-    return np.concatenate(scores), np.concatenate(backgrounds), np.concatenate(hits), total
+    return Evidence(*np.concatenate(terms).T), np.concatenate(hits), total

@@ -39,6 +39,7 @@ class Labelled:
     candidates: NDArray[np.float64]
     score: NDArray[np.float64]
     size_vox: NDArray[np.int64]
+    contrast: NDArray[np.float64]
     learnt: Points
     held: Held
     held_from: float
@@ -51,17 +52,17 @@ class Labelled:
     def found(self, chosen: NDArray[np.bool_]) -> Found:
         """Some of its candidates, as the classifier's votes take them."""
         return found_of(self.volume, self.candidates[chosen], self.score[chosen],
-                        self.size_vox[chosen])  # fmt: skip
+                        self.size_vox[chosen], self.contrast[chosen])  # fmt: skip
 
 
 def found_of(
     volume: NDArray[Any], centres: NDArray[np.float64], score: NDArray[np.float64],
-    size_vox: NDArray[np.int64],
+    size_vox: NDArray[np.int64], contrast: NDArray[np.float64],
 ) -> Found:  # fmt: skip
     """Candidates of a volume as the votes take them; what they hit is not asked."""
     known = Known(name="", volume=volume, centres_zyx=np.empty((0, 3)), classes=[])
     return Found(known=known, statistics={}, centres=centres, score=score, size_vox=size_vox,
-                 true=np.full(len(centres), -1))  # fmt: skip
+                 contrast=contrast, true=np.full(len(centres), -1))  # fmt: skip
 
 
 def classes_of(card: ModelCard, tables: Iterable[pd.DataFrame]) -> list[str]:
@@ -144,6 +145,7 @@ def labelled(
     return Labelled(
         name=name, volume=volume, candidates=run_of[CENTRE_COLUMNS].to_numpy(float),
         score=run_of["score"].to_numpy(float), size_vox=run_of["size_vox"].to_numpy(np.int64),
+        contrast=run_of["contrast"].to_numpy(float),
         learnt=points, held_from=float(held_from), truth=truth,
         held=Held(centres=places[yes_held], names=list(named[yes_held]),
                   negatives=places[(verdict == NO) & held]),

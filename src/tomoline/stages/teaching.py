@@ -336,7 +336,8 @@ def _suspects(start: Start, labelled: Sequence[Labelled], settings: FinetuneSett
     for one in labelled:
         own = one.learnt.labels > 0
         centres = one.learnt.centres[own]
-        found = found_of(one.volume, centres, np.ones(len(centres)), np.full(len(centres), 100))
+        ones = np.ones(len(centres))
+        found = found_of(one.volume, centres, ones, np.full(len(centres), 100), ones)
         votes = votes_in(runner, found)
         named += [(int(true), vote.label) for true, vote in zip(
             one.learnt.labels[own], votes, strict=True) if vote is not None]  # fmt: skip

@@ -81,7 +81,8 @@ def run(
         classes = boxes.classes[1:]
     localizer, classifier = load_card(inputs["localizer"]), load_card(inputs["classifier"])
     judged = [votes.get(number) for number in candidates["candidate_id"]]
-    sifted = sift(judged, candidates, localizer, classifier)
+    score, contrast = (candidates[name].to_numpy(float) for name in ("score", "contrast"))
+    sifted = sift(judged, score, contrast, localizer, classifier)
     least = sifted.least if settings.min_probability is None else settings.min_probability
     verdicts = [
         _verdict(reason, result, classes, settings,
@@ -128,7 +129,8 @@ class Sifted:
 
 def sift(
     votes: Sequence[Vote | None],
-    candidates: pd.DataFrame,
+    score: NDArray[np.float64],
+    contrast: NDArray[np.float64],
     localizer: ModelCard,
     classifier: ModelCard,
 ) -> Sifted:
@@ -144,7 +146,6 @@ def sift(
     if fit is None:
         log.warning("%s", classifier.not_fitted(localizer))
         return Sifted(1 - background, 0.5, by_card=False)
-    score, contrast = (candidates[name].to_numpy(float) for name in ("score", "contrast"))
     probability = particle_probability(Evidence(score, background, contrast), fit)
     return Sifted(np.where(known, probability, 0.0), fit.least, by_card=True)
 

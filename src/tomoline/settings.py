@@ -482,6 +482,10 @@ class CandidateSettings(Section):
     background_share: float = Field(
         0.35, ge=0, le=10, description="Number of background boxes, relative to particles."
     )
+    anywhere: float = Field(
+        0.25, ge=0, le=10, description="Places anywhere, a particle, among those that background "
+        "boxes are drawn from; the others are maxima of density, and beside particles.",
+    )  # fmt: skip
     views_per_particle: int = Field(
         2, ge=1, description="Boxes at each particle, flipped and changed in grey each time."
     )

@@ -14,6 +14,7 @@ from tomoline.training.data import TrainingVolume
 from tomoline.training.loop import Trainer
 from tomoline.training.options import TrainOptions
 from tomoline.training.subtomogram import (
+    BESIDE,
     SubtomogramOptions,
     SubtomogramRecipe,
     candidates_of,
@@ -138,6 +139,20 @@ def test_candidates_are_labelled_by_what_is_there():
                 assert distance.min() > OPTIONS.hit_vox
         assert ((drawn.places > -0.5) & (drawn.places < np.array(SHAPE) - 0.5)).all()
     assert min(seen.values()) > 20
+
+
+def test_background_comes_from_anywhere_as_often_as_asked():
+    volume = Balls()._make(5)
+    shares = []
+    for anywhere in (0.0, 20.0):
+        rng = np.random.default_rng(0)
+        options = SubtomogramOptions(**{**OPTIONS.__dict__, "anywhere": anywhere})
+        picked = picked_candidates(volume, options, rng)
+        drawn = candidates_of(volume, picked, options, rng)
+        background = drawn.places[drawn.labels == 0]
+        apart = np.linalg.norm(background[:, None] - volume.centres_zyx[None], axis=-1).min(1)
+        shares.append(np.mean(apart > BESIDE[1] * options.hit_vox))
+    assert shares[1] > shares[0] + 0.3
 
 
 def test_boxes_have_their_candidate_in_the_middle():

@@ -50,6 +50,7 @@ class SubtomogramOptions:
     off_centre_vox: float = 1.3  # SD a direction of a candidate about its particle
     hit_vox: float = 4.5  # farther from every particle is background
     background_share: float = 0.35  # of background boxes to those of particles
+    anywhere: float = 0.25  # places anywhere, a particle, that background is also drawn from
     views_per_particle: int = 2  # boxes cut at each particle before its tomogram is dropped
     chunk_volumes: int = 12  # tomograms whose boxes are shuffled among each other
     label_smoothing: float = 0.02
@@ -112,7 +113,7 @@ def candidates_of(
     off = rng.normal(0, o.off_centre_vox, (count, 3)).clip(-2 * o.hit_vox / 3, 2 * o.hit_vox / 3)
     way = rng.normal(size=(count, 3))
     way *= rng.uniform(*BESIDE, (count, 1)) * o.hit_vox / np.linalg.norm(way, axis=1, keepdims=True)
-    anywhere = rng.uniform(0, 1, (count // 4 + 3, 3)) * (shape - 1)
+    anywhere = rng.uniform(0, 1, (int(count * o.anywhere) + 3, 3)) * (shape - 1)
     drawn = _labelled(np.concatenate([true + way, anywhere]), volume, o)
     hit = picked.labels > 0
     background = np.concatenate([picked.places[~hit], drawn.places[drawn.labels == 0]])

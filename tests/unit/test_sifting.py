@@ -59,6 +59,9 @@ def test_the_cut_with_the_best_f1():
     assert best_cut(p, hit, 4) == (pytest.approx(0.65), pytest.approx(6 / 7))
     # One more that was never found: 6 / 8 against 8 / 11.
     assert best_cut(p, hit, 5) == (pytest.approx(0.65), pytest.approx(6 / 8))
+    # Two of two are nearly as good: 2 * 2 / 6 against 6 / 7.
+    assert best_cut(p, hit, 4, as_good=0.2) == (pytest.approx(0.75), pytest.approx(4 / 6))
+    assert best_cut(p, hit, 4, as_good=0.1) == (pytest.approx(0.65), pytest.approx(6 / 7))
     cut, f1 = best_cut(p, np.ones(6), 6)
     assert f1 == 1 and 0 < cut < 0.4
 

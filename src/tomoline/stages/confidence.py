@@ -307,7 +307,7 @@ def with_sift(
             lambda w, part: particle_probability(evidence[part], w),  # noqa: B023
             table["tomogram"].to_numpy(),
         )
-        tried[threshold] = best_cut(p, hit, total)
+        tried[threshold] = best_cut(p, hit, total, as_good=AS_GOOD)
         log.info("candidates from %g on: F1 %.4f from a probability of %.3f on", threshold,
                  tried[threshold][1], tried[threshold][0])  # fmt: skip
     if not tried:

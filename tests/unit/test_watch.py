@@ -370,7 +370,7 @@ def test_a_stop_reaches_snakemake_once_and_is_waited_for(bench: Bench, number: i
         assert time.monotonic() - begin < 30
         time.sleep(0.05)
     os.killpg(process.pid, number)  # as a terminal does, to all of its foreground
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "stopping: snakemake was told to end its jobs" in out
     assert "tomoline watch: stopped" in err

@@ -128,6 +128,7 @@ def test_experiments_train_what_they_share_once_and_make_one_table(
     page = (folder / "all.md").read_text()
     assert "In the paper (not the same data): a bit" in page
     assert "| test | without |" in page
+    assert (folder / "all.png").stat().st_size > 0
     assert project.planned("experiments") == {}
 
 

@@ -161,12 +161,12 @@ rule benchmark_table:
         densities=ancient(DENSITIES),
     output:
         **outputs_of("{benchmark}"),
-    wildcard_constraints:
-        benchmark=one_of(TABLES),
     log:
         bench_log("table"),
     benchmark:
         bench_time("table")
+    wildcard_constraints:
+        benchmark=one_of(TABLES),
     localrule: True
     conda:
         "../../envs/runtime.yaml"

@@ -12,6 +12,7 @@ MODELS_MADE = "results/models/{training}"
 EXPERIMENTS_TABLE = {
     "table": f"{BENCHMARKS}/{CONFIG.benchmark.name}/all.csv",
     "page": f"{BENCHMARKS}/{CONFIG.benchmark.name}/all.md",
+    "picture": f"{BENCHMARKS}/{CONFIG.benchmark.name}/all.png",
 }
 
 

@@ -111,7 +111,7 @@ def test_from_a_run_over_a_review_to_a_model_of_ones_own(project: Project) -> No
 
     project.configure(
         models={"folder": "models", "classifier": "results/models/mine-classifier"},
-        finetune={**FINETUNE, "name": "second"},
+        finetune=FINETUNE,  # left in the file, as people do
     )
     planned = project.planned()
     assert "classify" in planned and not {"prepare", "segment", "cluster"} & set(planned)

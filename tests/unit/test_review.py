@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from dialect_contract import COPICK_PYTHON
+from needed import absent
 from tiny_project import VOXEL_SIZE, Project, make_project
 
 from tomoline import cli
@@ -388,3 +392,32 @@ def test_a_data_set_without_candidates_is_told_so(tmp_path: Path):
     finished(made, "one", [], scores=[])
     with pytest.raises(InputError, match="no candidates"):
         review("tiny", project=made.folder)
+
+
+# In copick's own environment.
+_IN_COPICK = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import copick
+root = copick.from_file(sys.argv[1])
+known = [o.name for o in root.pickable_objects]
+json.dump([
+    [run.name, known.index(picks.pickable_object_name), p.location.z, p.location.y, p.location.x]
+    for run in root.runs for picks in run.get_picks(user_id="tomoline-review")
+    for p in picks.points
+], sys.stdout)
+"""
+
+
+def test_copick_opens_the_project_of_a_review(project: Project):
+    if not COPICK_PYTHON.exists():
+        absent("copick's own environment is not here (make readers)")
+    done = review("tiny", project=project.folder)
+    ran = subprocess.run(
+        [str(COPICK_PYTHON), "-c", _IN_COPICK, str(done.folder / "copick" / "copick_config.json")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    places = [(name, 0, *(10 * (edge + 0.25) for edge in place))  # angstrom
+              for name, own in PLACES.items() for place in own]  # fmt: skip
+    assert sorted(map(tuple, json.loads(ran.stdout))) == sorted(places)

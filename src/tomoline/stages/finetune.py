@@ -121,7 +121,8 @@ def run(
     check_learnt(tomos, settings)
     if len(classes) > len(classifier.card.classes):
         log.info("new classes: %s", ", ".join(classes[len(classifier.card.classes) :]))
-    before = make_runner(classifier.folder, ClassifySettings(device=settings.device))
+    before = make_runner(classifier.folder, ClassifySettings(
+        device=settings.device, test_time_flips=settings.test_time_flips))  # fmt: skip
     votes = [votes_in(before, one.found(np.ones(len(one.score), bool))) for one in tomos]
     finder = make_runner(
         localizer.folder, SegmentSettings(device=settings.device, test_time_flips=1)
@@ -158,7 +159,7 @@ def _finish(
             if len(_measured_by(one).centres) + len(one.held.negatives)
             or (one.truth is not None and one.held_from < one.volume.shape[1])]  # fmt: skip
     complete = settings.labels == "complete" or all(one.truth is not None for one, _ in held)
-    runner = runner_of(card, state, settings.device, flips=ClassifySettings().test_time_flips)
+    runner = runner_of(card, state, settings.device, flips=settings.test_time_flips)
     old, new = [], []
     for one, vote in held:
         own = one.is_held(one.candidates)
@@ -179,7 +180,8 @@ def _finish(
     if held:
         report["before"] = figures(old, complete=complete)
         report["after"] = figures(after, complete=complete, picks=report["before"]["picks"])
-    told = {key: report[key] for key in ("before", "after", "sift") if key in report}
+    keys = ("before", "after", "known_before", "sift")
+    told = {key: report[key] for key in keys if report.get(key)}
     # Figures of the model it began with say nothing of this one.
     card = changed(card, metrics={"finetune": told})
     save_model(Path(outputs["classifier"]).parent, card, state)

@@ -87,6 +87,7 @@ class Teacher:
         self.device = choose_device(settings.device)
         self.notes: list[str] = []
         self.counts: dict[str, Any] = {}
+        self.known_before: dict[str, Any] = {}
         self._simulated: tuple[list[str], list[TrainingVolume]] | None = None
 
     def density(self, name: str) -> Density | None:
@@ -167,10 +168,25 @@ class Teacher:
         recipe = TuneRecipe(joined_seen(own), replay, options, plain=joined_seen(plain),
                             held_out=held_out)  # fmt: skip
         log.info("%s", ", ".join(f"{n} {k.replace('_', ' ')}" for k, n in counts.items()))
-        state = self._trained(Tuned(network, s.layers).to(self.device), recipe, start, classes,
-                              labelled, looked_at)  # fmt: skip
+        tuned = Tuned(network, s.layers).to(self.device)
+        first = recipe.validate(tuned.eval())
+        state = self._trained(tuned, recipe, start, classes, labelled, looked_at)
+        tuned.load_state_dict(state)
+        self._tell_forgotten(first, recipe.validate(tuned.eval()), held_out)
         state = {key.removeprefix("network."): value for key, value in state.items()}
         return self._card(start, classes, parameters), state
+
+    def _tell_forgotten(
+        self, before: dict[str, float], after: dict[str, float], held_out: Seen | None
+    ) -> None:
+        """What became of the classes that were known, on simulated boxes that were not learnt."""
+        if held_out is not None:
+            self.known_before = {
+                "boxes": int((held_out.labels > 0).sum()),
+                "classes": len(np.unique(held_out.labels[held_out.labels > 0])),
+                "before": round(before["simulated_accuracy"], 4),
+                "after": round(after["simulated_accuracy"], 4),
+            }
 
     def _replay(
         self, card: ModelCard, how: SubtomogramOptions, look: Callable[..., Seen],
@@ -328,7 +344,7 @@ class Teacher:
             notes.append(f"precision is {NOT_MEASURABLE}")
         return {
             "name": self.settings.name, "classes": card.classes[1:],
-            "learnt": self.counts,
+            "learnt": self.counts, "known_before": self.known_before,
             "tomograms": {
                 one.name: {
                     "learnt": len(one.learnt.centres), "held_out": len(one.held.centres),

@@ -2,15 +2,16 @@
 
     python benchmarks/finetune_labels.py --work FOLDER [--structure 5mrc] [--labels 20 50 100]
 
-In a project of its own it simulates tomograms that hold the structure among three which the shipped
-classifier knows (seeds that no training drew from), and for each number labels so many particles of
-the structure, drawn at random in the first half of the tomograms (by y), as a microscopist would: no
-other particle is labelled, so all else is unknown. `snakemake finetune` finds the candidates with the
-shipped models, and learns. Measured is the second half of every tomogram, by the complete truth: F1
-of picking, and F1 of naming the structure, before and after; and on simulated particles of all
-twelve classes that were known, what it cost them. Writes results/finetune_labels.json beside this
-file, a row at a time, and prints a table. Networks look at what they measure in few orientations
-(`test_time_flips`), which costs a little of all figures and saves most of the time.
+In a project of its own it simulates tomograms that hold the structure among three which the
+shipped classifier knows (seeds that no training drew from), and for each number labels so many
+particles of the structure, drawn at random in the first half of the tomograms (by y), as a
+microscopist would: no other particle is labelled, so all else is unknown. `snakemake finetune`
+finds the candidates with the shipped models, and learns. Measured is the second half of every
+tomogram, by the complete truth: F1 of picking, and F1 of naming the structure, before and after;
+and on simulated particles of all twelve classes that were known, what it cost them. Writes
+results/finetune_labels.json beside this file, a row at a time, and prints a table. Networks look at
+what they measure in few orientations (`test_time_flips`), which costs a little of all figures and
+saves most of the time.
 
 A smaller trial: --tomograms 1 --shape 64 128 128 --labels 5.
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_project import VOXEL_SIZE, balls, save_threshold_network
+from tiny_project import ROOT, VOXEL_SIZE, balls, save_threshold_network
 
 from tomoline.contracts import VolumeTransform
 from tomoline.errors import InputError
@@ -433,6 +433,21 @@ def test_a_network_of_voxels_learns_a_class_of_few_labels(files, tmp_path):
     card = load_card(tmp_path / "out" / "mine-classifier")
     assert card.classes == ["background", "ball", "cube", "speck"]
     assert told["after"]["picks"] > 0 and told["learnt"]["classifier"]["parts"] > 0
+
+
+def test_what_it_cost_the_known_classes_is_told(files, tmp_path):
+    """On simulated particles of them, mixed in and held out."""
+    save_whole(tmp_path / "classifier", ["background", "1bxn", "4v94"])
+    files["densities"] = str(ROOT / "resources" / "densities")
+    told = teach(files, tmp_path / "out", simulated_tomograms=4, **{**SHORT, "layers": "head"})
+    known = told["known_before"]
+    assert known["classes"] == 2 and known["boxes"] > 10
+    assert known["before"] == 0.5  # everything is called the first
+    assert 0 <= known["after"] <= 1
+    assert f"{known['after']:.3f}" in (tmp_path / "out" / "finetune.html").read_text()
+    made = load_card(tmp_path / "out" / "mine-classifier")
+    assert made.metrics["finetune"]["known_before"] == known
+    assert not any("forgotten" in note for note in told["notes"])
 
 
 def test_one_label_and_a_tomogram_without_candidates_suffice(files, tmp_path):

@@ -180,9 +180,12 @@ def _finish(
     if held:
         report["before"] = figures(old, complete=complete)
         report["after"] = figures(after, complete=complete, picks=report["before"]["picks"])
-    keys = ("before", "after", "known_before", "sift")
-    told = {key: report[key] for key in keys if report.get(key)}
-    # Figures of the model it began with say nothing of this one.
+    told: dict[str, Any] = {
+        when: {key: value for key, value in report[when].items() if key != "classes"}
+        for when in ("before", "after") if when in report
+    }  # fmt: skip
+    told |= {key: report[key] for key in ("known_before", "sift") if report[key]}
+    # What each class became is told in the page, and would be too long for a card. Figures of the model it began with say nothing of this one.
     card = changed(card, metrics={"finetune": told})
     save_model(Path(outputs["classifier"]).parent, card, state)
     write_json(outputs["figures"], report)

@@ -185,7 +185,8 @@ def _finish(
         for when in ("before", "after") if when in report
     }  # fmt: skip
     told |= {key: report[key] for key in ("known_before", "sift") if report[key]}
-    # What each class became is told in the page, and would be too long for a card. Figures of the model it began with say nothing of this one.
+    # What each class became is told in the page, and would be too long for a card. Figures of the
+    # model it began with say nothing of this one.
     card = changed(card, metrics={"finetune": told})
     save_model(Path(outputs["classifier"]).parent, card, state)
     write_json(outputs["figures"], report)

@@ -221,6 +221,50 @@ def test_of_a_copick_project_peoples_picks_are_read_with_their_radii(project: Pa
     ]
 
 
+def test_a_copick_points_shift_is_part_of_its_place(project: Path) -> None:
+    """copick: the centre is the location plus the last column of the transformation."""
+    picks = {
+        "pickable_object_name": "vault", "user_id": "anna", "session_id": "1", "run_name": "TS_01",
+        "points": [{"location": {"x": 50, "y": 60, "z": 70},
+                    "transformation_": [[0, 1, 0, 10], [1, 0, 0, 20], [0, 0, -1, -30],
+                                        [0, 0, 0, 1]]}],
+    }  # fmt: skip
+    path = project / "picks.json"
+    path.write_text(json.dumps(picks))
+    done = import_picks(Picks(path=path, dialect="copick", dataset="d"), project=project)
+    (row,) = done.tables["TS_01"].to_dict("records")
+    assert (row["x_vox"], row["y_vox"], row["z_vox"]) == (6, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "text"),
+    [
+        ("eman2", '{"apix_unbin": 2.5, "boxes_3d": [[NaN, 0, 0, "manual", 0.5, 0]]}'),
+        ("portal", '{"type": "point", "location": {"x": NaN, "y": 1, "z": 2}}\n'),
+        ("copick", '{"pickable_object_name": "a", "points": [{"location": '
+                   '{"x": NaN, "y": 1, "z": 2}}]}'),
+        ("imod", "nan 1 2\n"),
+        ("csv", "x,y,z\nnan,1,2\n"),
+    ],
+)  # fmt: skip
+def test_a_place_that_is_no_number_is_refused(dialect: str, text: str, project: Path) -> None:
+    path = project / "picks"
+    path.write_text(text)
+    with pytest.raises(InputError):
+        import_picks(
+            Picks(path=path, dialect=dialect, dataset="d", tomogram="TS_01"), project=project
+        )
+
+
+def test_a_class_name_that_no_file_can_hold_is_refused(project: Path) -> None:
+    path = project / "picks.csv"
+    path.write_text('x,y,z,class\n1,1,2,"the ""big"" one"\n')
+    with pytest.raises(InputError, match="without quotes"):
+        import_picks(
+            Picks(path=path, dialect="csv", dataset="d", tomogram="TS_01"), project=project
+        )
+
+
 def test_a_tomogram_that_is_turned_is_placed_as_prepare_places_it() -> None:
     dataset = DatasetSettings(name="d", sheet="d.tsv")
     rows = {"axes": "xzy", "nz": 30, "ny": 24, "nx": 36, "voxel_size_angstrom": 10.0}

@@ -14,7 +14,6 @@ all tables have it, `tomolineExpectedPrecision`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,9 +27,10 @@ from tomoline.export.dialect import (
     PROBABILITY_PREFIX,
     Place,
     TomogramParticles,
-    class_file_name,
+    class_files,
     class_order,
-    wanted_classes,
+    distinct,
+    safe_file_name,
 )
 from tomoline.io.annotations import annotation_table
 from tomoline.io.star import read_star, write_star
@@ -118,13 +118,10 @@ def write_class_files(
     *,
     suffix: str = ".star",
 ) -> list[Path]:
-    """Call `write(path, class)` for each wanted class; files of unwanted ones go."""
-    wanted, unwanted = wanted_classes(tomograms, settings)
-    for name in unwanted:  # left over from a run with other settings
-        (folder / class_file_name(name, suffix)).unlink(missing_ok=True)
+    """Call `write(path, class)` for each wanted class; return the paths."""
     written = []
-    for name in wanted:
-        path = folder / class_file_name(name, suffix)
+    for name, file in class_files(tomograms, settings).items():
+        path = folder / f"{file}{suffix}"
         write(path, name)
         written.append(path)
     return written
@@ -199,9 +196,9 @@ def _judgement(tomogram: TomogramParticles, classes: Sequence[str]) -> pd.DataFr
     table["tomolineMargin"] = particles["margin"].to_numpy(dtype=float)
     if EXPECTED_PRECISION in particles:
         table[PRECISION] = particles[EXPECTED_PRECISION].to_numpy(dtype=float)
-    for name in classes:
+    labels = distinct(f"tomolineProbability_{safe_file_name(name)}" for name in classes)
+    for name, label in zip(classes, labels, strict=True):
         column = PROBABILITY_PREFIX + name
-        label = "tomolineProbability_" + re.sub(r"[^A-Za-z0-9._-]", "_", name)
         table[label] = particles[column].to_numpy(dtype=float) if column in particles else 0.0
     return table
 

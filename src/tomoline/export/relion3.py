@@ -121,4 +121,5 @@ DIALECT = Dialect(
     read=read,
     names=read_names,
     opens_tomogram=True,
+    names_path=True,
 )

@@ -29,6 +29,7 @@ from tomoline.io.sheet import (
     write_sheet,
 )
 from tomoline.log import get_logger
+from tomoline.networks.cards import is_class_name
 from tomoline.settings import DatasetSettings
 from tomoline.stages.labels import joined, labels_of
 from tomoline.stages.names import file_stem, tilt_series_name
@@ -150,6 +151,7 @@ def _read(
         ),
     )
     _check_inside(table, geometry, picks, row)
+    _check_classes(table, picks)
     if len(picks.class_names) == 1 and (table["class"] == "").all():
         table["class"] = picks.class_names[0]
     if picks.radius_angstrom is not None and RADIUS_COLUMN not in table:
@@ -237,7 +239,7 @@ def _check_inside(
     """A pick far outside says that voxel size, centre or dialect is not what it was taken for."""
     zyx = table[["z_vox", "y_vox", "x_vox"]].to_numpy(dtype=float)
     size = np.array(geometry.shape_zyx)
-    outside = ((zyx < -1) | (zyx > size)).any(axis=1)
+    outside = ~((zyx >= -1) & (zyx <= size)).all(axis=1)  # so is what is no number
     if outside.any():
         n = int(np.flatnonzero(outside)[0])
         raise InputError(
@@ -247,6 +249,18 @@ def _check_inside(
             f"{tuple(np.round(zyx[n, ::-1], 1).tolist())}",
             remedy="check --dialect, and voxel_size_angstrom, tilt_series_pixel_size_angstrom and "
             "axes in the dataset's file",
+        )
+
+
+def _check_classes(table: pd.DataFrame, picks: Picks) -> None:
+    """A class that is to be learnt needs a name that every file can hold."""
+    bad = [name for name in dict.fromkeys(table["class"]) if name and not is_class_name(name)]
+    if bad:
+        raise InputError(
+            picks.path,
+            expected="class names of at most 100 characters, without quotes",
+            found=", ".join(map(repr, bad)),
+            remedy="change them in the file, or name the classes with --classes",
         )
 
 

@@ -11,6 +11,7 @@ import mrcfile
 import numpy as np
 import pandas as pd
 import pytest
+import starfile
 from dialect_contract import CLASSES, Case, table_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -263,6 +264,30 @@ def test_a_class_name_that_no_file_can_hold_is_refused(project: Path) -> None:
         import_picks(
             Picks(path=path, dialect="csv", dataset="d", tomogram="TS_01"), project=project
         )
+
+
+@pytest.mark.parametrize("name", ["relion5", "relion4", "relion3"])
+@pytest.mark.parametrize("angle", [None, 0.0, 30.0])
+def test_what_a_refinement_moved_is_where_relion_has_it(
+    name: str, angle: float | None, project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RELION takes the origin off the coordinate: 5 A, half a voxel of 10 A, in x."""
+    path = exported(project, name, ("TS_01",)) / "particles.star"
+    blocks = starfile.read(path, always_dict=True, parse_as_string=["tomolineClassName"])
+    table = blocks.get("particles", next(iter(blocks.values())))
+    for axis in "XYZ":
+        before = table.get(f"rlnOrigin{axis}Angst", 0.0)
+        table[f"rlnOrigin{axis}Angst"] = before + 5.0 * (axis == "X")
+    if angle is not None:
+        for turn in ("Rot", "Tilt", "Psi"):
+            table[f"rlnTomoSubtomogram{turn}"] = angle
+    starfile.write(blocks, path)
+    with caplog.at_level("WARNING"):
+        done = import_picks(Picks(path=path, dialect=name, dataset="d"), project=project)
+    turned = bool(angle) and name != "relion3"  # whose origins have the tomogram's axes
+    x = sorted(done.tables["TS_01"]["x_vox"])
+    assert x == pytest.approx(np.array([5.125, 12, 22]) - (0.0 if turned else 0.5), abs=1e-4)
+    assert ("not applied" in caplog.text) == turned
 
 
 def test_a_tomogram_that_is_turned_is_placed_as_prepare_places_it() -> None:

@@ -34,6 +34,7 @@ from tomoline.export.dialect import (
 )
 from tomoline.io.annotations import annotation_table
 from tomoline.io.star import read_star, write_star
+from tomoline.log import get_logger
 from tomoline.settings import ExportSettings
 
 CLASS_NAME = "tomolineClassName"
@@ -46,6 +47,9 @@ WriteClass = Callable[[Path, str], None]
 # What names the tomogram, and holds the places, in a STAR file of any of the programs.
 _TEXT_COLUMNS = (*NAME_COLUMNS, CLASS_NAME)
 CENTRED = tuple(f"rlnCenteredCoordinate{axis}Angst" for axis in "ZYX")
+ORIGIN_ANGSTROM = tuple(f"rlnOrigin{axis}Angst" for axis in "ZYX")
+_FRAME = tuple(f"rlnTomoSubtomogram{angle}" for angle in ("Rot", "Tilt", "Psi"))
+_log = get_logger(__name__)
 CORNER = tuple(f"rlnCoordinate{axis}" for axis in "ZYX")
 
 
@@ -164,6 +168,27 @@ def read_rows(
             remedy="correct the row",
         )
     return raw, values
+
+
+def read_origins(raw: pd.DataFrame, path: Path) -> NDArray[np.float64]:
+    """Return what RELION-4 and -5 take off a particle's place, (n, 3) zyx in angstrom.
+
+    Their C++ (ParticleSet::getPosition) turns rlnOrigin*Angst by rlnTomoSubtomogram*'s angles and
+    subtracts it. Without those angles, as refinements leave it, nothing is turned. Origins of
+    turned particles are not applied, and the log says so.
+    """
+    if not set(ORIGIN_ANGSTROM) <= set(raw.columns):
+        return np.zeros((len(raw), 3))
+    origins = raw[list(ORIGIN_ANGSTROM)].to_numpy(dtype=float)
+    angles = [name for name in _FRAME if name in raw]
+    turned = (raw[angles].to_numpy(dtype=float) != 0).any(axis=1)
+    left = turned & (origins != 0).any(axis=1)
+    if left.any():
+        _log.warning(
+            "%s: rlnOrigin*Angst of %d particles are not applied, as rlnTomoSubtomogram* turn them",
+            path, int(left.sum()),
+        )  # fmt: skip
+    return np.where(turned[:, None], 0.0, origins)
 
 
 def read_judged(raw: pd.DataFrame, zyx_vox: NDArray[np.float64], place: Place) -> pd.DataFrame:

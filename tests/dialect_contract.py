@@ -465,8 +465,8 @@ the boxes in z, y and x. The cross marks voxel 8 of 16, RELION's middle.
 
 Beside the readers whose numbers these are, cryoCAT reads four kinds of tomogram from `relion5`
 (`relion_centre: cpp`, as it has the centre), `relion4` and `dynamo`
-(`tests/interop/test_cryocat.py`), and imodmodel the `.mod`. emfile reads EM motive lists, which none
-of the dialects is.
+(`tests/interop/test_cryocat.py`), and imodmodel the `.mod`. emfile reads EM motive lists, which
+none of the dialects is.
 """
 
 if __name__ == "__main__":

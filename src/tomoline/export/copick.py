@@ -71,12 +71,12 @@ def read(path: Path, place: Place) -> pd.DataFrame:
     xyz, classes, scores, radii = [], [], [], []
     for raw in picks:
         name = str(raw["pickable_object_name"])
-        known = objects.get(name, {})
+        entry = objects.get(name, {})
         for point in raw.get("points") or []:
             xyz.append(_place(point))
-            classes.append(str((known.get("metadata") or {}).get(_CLASS, name)))
+            classes.append(str((entry.get("metadata") or {}).get(_CLASS, name)))
             scores.append(float(1.0 if point.get("score") is None else point["score"]))
-            radii.append(float(known.get("radius") or np.nan) / voxel)
+            radii.append(float(entry.get("radius") or np.nan) / voxel)
     zyx = np.array(xyz, dtype=float).reshape(-1, 3)[:, ::-1] / voxel
     known = bool(radii) and bool(np.isfinite(radii).all())
     return annotation_table(zyx, classes, scores=scores, radius_vox=radii if known else None)

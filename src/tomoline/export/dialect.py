@@ -179,7 +179,7 @@ def what_was_asked(settings: ExportSettings) -> str:
     asked = {
         "min_score": settings.min_score,
         "min_expected_precision": settings.min_expected_precision,
-        "classes": list(settings.classes),
+        "classes": ", ".join(settings.classes),
     }
     return ", ".join(f"export.{key} = {value}" for key, value in asked.items() if value)
 

@@ -135,7 +135,8 @@ all("table.sort").forEach(table => all("thead th", table).forEach((head, k) => {
   };
   head.tabIndex = 0; head.title = head.title || "click to sort";
   head.addEventListener("click", sort);
-  head.addEventListener("keydown", e => { if (e.key == "Enter") sort(); });
+  head.addEventListener("keydown", e => {
+    if (e.key == "Enter" || e.key == " ") { e.preventDefault(); sort(); } });
 }));
 })();
 """

@@ -9,7 +9,7 @@ import starfile
 
 from tomoline.contracts import VolumeTransform
 from tomoline.errors import InputError
-from tomoline.export.dialect import Place, check_tilt_series
+from tomoline.export.dialect import LISTING, Place, check_tilt_series
 from tomoline.export.geometry import TomogramGeometry
 from tomoline.export.registry import DIALECTS, dialect
 from tomoline.io.tables import read_particles, write_particles
@@ -194,9 +194,9 @@ def test_class_files_of_earlier_settings_go(tmp_path: Path) -> None:
 
 
 def shown(folder: Path) -> list[str]:
-    """Files below a folder but for hidden ones."""
+    """Files below a folder but for the list of them."""
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return sorted(path.as_posix() for path in files if not path.name.startswith("."))
+    return sorted(path.as_posix() for path in files if path.name != LISTING)
 
 
 @pytest.mark.parametrize("name", DIALECTS)

@@ -21,7 +21,7 @@ from tomoline.settings import DatasetSettings, ExportSettings
 
 PROBABILITY_PREFIX = "p_"
 UNCLASSIFIED = "unclassified"
-_LISTING = ".written"  # in a data set's folder: what the last set consisted of
+LISTING = "written.list"  # in a data set's folder: what the last set consisted of
 _TAKEN = {"particles", "import", "micrographs", "classes", "index"}
 _TILT_SERIES = re.compile(r"""[^\x00-\x1f\x7f/\\"']+""")
 
@@ -139,7 +139,7 @@ def write_set(
     among them go, so that no class or tomogram that was left out, or that another model knew, is
     taken for a result of this run. What others put into the folder stays.
     """
-    listing = folder / _LISTING
+    listing = folder / LISTING
     before = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
     written = dialect.write_combined(tomograms, folder, settings)
     now = [path.relative_to(folder).as_posix() for path in written]

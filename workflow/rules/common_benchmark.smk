@@ -92,16 +92,12 @@ def tables_so_far():
 def trained_before(wildcards):
     """Tomograms that a training reads, and the curves of the training it goes on from."""
     settings = PLAN.trainings[wildcards.training]
-    folders = (
-        []
-        if settings.source == "simulator"
-        else [*settings.folders, *settings.validation_folders]
-    )
+    files = files_to_learn(settings, lambda folder: f"{folder}/particle_locations.txt")
     before = Path(settings.init_from).parent.name if settings.init_from else ""
     curves = (
         [f"results/models/{before}/curves.jsonl"] if before in PLAN.trainings else []
     )
-    return [f"{folder}/particle_locations.txt" for folder in folders] + curves
+    return files + curves
 
 
 def bench_log(step):

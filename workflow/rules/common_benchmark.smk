@@ -11,6 +11,12 @@ EXPERIMENTS_TABLE = {
 }
 
 
+COMPARISON_TABLE = {
+    "table": f"{BENCHMARKS}/{CONFIG.benchmark.name}/trainings.csv",
+    "page": f"{BENCHMARKS}/{CONFIG.benchmark.name}/trainings.md",
+}
+
+
 def one_of(names):
     """A wildcard's pattern: one of these names; with none, nothing fits."""
     return "|".join(re.escape(name) for name in names) or "(?!)"
@@ -75,6 +81,23 @@ def experiments_of():
         name: settings.model_dump(mode="json")
         for name, settings in PLAN.experiments.items()
     }
+
+
+def compared():
+    """Of all comparisons of trainings the question and the trainings' names."""
+    return {
+        name: {
+            "settings": comparison.settings.model_dump(mode="json"),
+            "trainings": comparison.trainings,
+        }
+        for name, comparison in PLAN.comparisons.items()
+    }
+
+
+def figures_of_trainings():
+    """What every compared training measured."""
+    names = [t for c in PLAN.comparisons.values() for t in c.trainings.values()]
+    return [f"results/models/{name}/figures.json" for name in dict.fromkeys(names)]
 
 
 def tables_so_far():

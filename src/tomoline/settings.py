@@ -397,6 +397,13 @@ class SimulateSettings(Section):
     box_vox: int = Field(
         40, ge=8, le=128, description="Edge of a subtomogram (`snakemake simulate_subtomograms`)."
     )
+    background_share: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="Subtomograms at places without particle, labelled background, relative to "
+        "those of particles (`snakemake simulate_subtomograms`).",
+    )
     split: dict[Literal["train", "validation", "test"], list[int]] = Field(
         {}, description="Numbers of the tomograms that are for training, validation and test."
     )
@@ -493,6 +500,13 @@ class SetSettings(Section):
     )  # fmt: skip
     leave_out: list[str] = Field([], description="Classes that are not learnt.")
     most: int = Field(0, ge=0, description="Subtomograms to learn from at most; 0: all.")
+    box_vox: int = Field(
+        0, ge=0, le=256, description="Edge that is cut out of their middle; 0: all of it."
+    )
+    off_centre_vox: float = Field(
+        0.0, ge=0, le=10, description="How far what is cut is off the particle: SD a direction, "
+        "as far as the sets' boxes reach."
+    )  # fmt: skip
     augment: bool = Field(True, description="Flip them, and change their grey values, at random.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Of the loss's true labels.")
     weights: LossWeights = LossWeights()

@@ -56,6 +56,7 @@ rule classify:
 
 rule vote:
     input:
+        unpack(named_clusters),
         candidates=rules.cluster.output.candidates,
         classes=rules.classify.output.classes,
         transform=rules.prepare.output.transform,
@@ -69,7 +70,7 @@ rule vote:
     benchmark:
         benchmark_of("vote")
     group:
-        NETWORK
+        VOTES
     conda:
         "../../envs/runtime.yaml"
     envmodules:

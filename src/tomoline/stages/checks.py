@@ -24,7 +24,7 @@ from tomoline.settings import Config, DatasetSettings, model_path
 CONFIG_FILE = "config/config.yaml"
 
 # Folders of a dataset's results that are not a tomogram's.
-RESERVED_NAMES = ("benchmarks", "export", "logs", "report", "review")
+RESERVED_NAMES = ("benchmarks", "discovery", "export", "logs", "report", "review")
 
 # Assumed where a header could not be read: such a tomogram fails at once, or is small.
 _UNKNOWN_VOXELS = 50_000_000

@@ -57,9 +57,27 @@ class ModelsSettings(Section):
     )
     classifier: str = Field(
         "dsmnet-classifier",
-        description="Network that names their class: of whole subtomograms (dsmnet), which also "
-        "sifts the candidates, or of their voxels, which then vote (msdnet). A path as above.",
+        description="Network that names their class: of whole subtomograms (dsmnet, densenet), "
+        "which also sifts the candidates, or of their voxels, which then vote (msdnet). A path as "
+        "above.",
     )
+    ensemble: list[str] = Field(
+        [],
+        description="Two or more classifiers that name them together, in place of `classifier`, by "
+        "their calibrated probabilities; of the same voxel size, box and classes.",
+    )
+
+    @field_validator("ensemble")
+    @classmethod
+    def _several(cls, names: list[str]) -> list[str]:
+        if len(names) == 1 or len(set(names)) < len(names):
+            raise PydanticCustomError("ensemble", "none, or two or more different classifiers")
+        return names
+
+    @property
+    def classifiers(self) -> list[Path]:
+        """Folders of the networks that name the class: the ensemble's, or the one."""
+        return [model_path(name, self.folder) for name in self.ensemble or [self.classifier]]
 
     def path_of(self, role: Literal["localizer", "classifier"]) -> Path:
         """Return the folder of the model that does a work, from the project's folder."""
@@ -470,6 +488,25 @@ class DSMNetShape(Section):
     )
 
 
+class DenseNetShape(Section):
+    """Size of a 3D-Dilated-DenseNet; with all dilations 1 it is the paper's 3D-DenseNet."""
+
+    growth: int = Field(12, ge=1, le=64, description="Maps each layer adds.")
+    dilations: tuple[int, ...] = Field(
+        (1, 2, 3, 1),
+        min_length=1,
+        max_length=16,
+        description="Of a block's layers; all 1 makes the undilated network.",
+    )
+    blocks: int = Field(3, ge=1, le=4, description="Dense blocks, each at half the edge.")
+    first: int = Field(24, ge=1, le=128, description="Maps of the first convolution.")
+    stem: Literal["plain", "strided"] = Field(
+        "plain",
+        description="First convolution: 3x3x3 at the full edge as in the paper, or 5x5x5 of stride "
+        "2, seven times as fast on processors.",
+    )
+
+
 class CandidateSettings(Section):
     """Subtomograms that a classifier of whole subtomograms learns from."""
 
@@ -500,13 +537,14 @@ class TrainSettings(Section):
     """Training of a network; the models land in results/models."""
 
     name: str = Field("msdnet", pattern=SAFE_NAME, description="Name of the models made.")
-    network: Literal["msdnet", "dsmnet", "unet"] = Field(
+    network: Literal["msdnet", "dsmnet", "densenet", "unet", "vgg", "encoder_decoder"] = Field(
         "msdnet",
-        description="Kind of network; msdnet names voxels, dsmnet whole subtomograms; unet is "
-        "DeepFinder's, for comparison in the benchmarks.",
+        description="Kind of network; msdnet names voxels, dsmnet and densenet whole subtomograms. "
+        "For comparison: unet (DeepFinder's) and encoder_decoder name voxels, vgg subtomograms.",
     )
     shape: NetworkShape = NetworkShape()
     dsmnet: DSMNetShape = DSMNetShape()
+    densenet: DenseNetShape = DenseNetShape()
     candidates: CandidateSettings = CandidateSettings()
     filters: tuple[int, int, int] = Field(
         (32, 48, 64), description="unet: maps at each level; (32, 48, 64) is DeepFinder's size."
@@ -612,8 +650,11 @@ class TrainSettings(Section):
 
     @model_validator(mode="after")
     def _task_of_network(self) -> TrainSettings:
-        if self.network == "dsmnet" and self.task != "classifier":
-            raise PydanticCustomError("task", "task: classifier, as dsmnet learns nothing else")
+        if self.network in ("dsmnet", "densenet", "vgg") and self.task != "classifier":
+            raise PydanticCustomError(
+                "task", "task: classifier, as {network} learns nothing else",
+                {"network": self.network},
+            )  # fmt: skip
         return self
 
 

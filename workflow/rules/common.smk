@@ -34,6 +34,7 @@ from tomoline.stages.checks import (
     models_of,
     start_of,
 )
+from tomoline.stages.members import numbered
 from tomoline.stages.memory import Available
 from tomoline.stages.merge import sifting_threshold
 from tomoline.stages.tile import window_bytes
@@ -131,7 +132,7 @@ scattergather:
 @cache
 def sifted_from():
     """The localizer's threshold that the classifier asks for, if it sifts candidates."""
-    return refused(sifting_threshold, MODELS["localizer"], MODELS["classifier"])
+    return refused(sifting_threshold, MODELS["localizer"], *CONFIG.models.classifiers)
 
 
 def known(function):
@@ -191,6 +192,20 @@ def given_tomogram(wildcards):
 def model_file(role, name):
     """A file of the network that does the work of `role` (localizer or classifier)."""
     return f"{MODELS[role].as_posix()}/{name}"
+
+
+def of_classifiers(name, path):
+    """A tomogram's file of each classifier: `name` at `path` with nothing in the braces, and of an
+    ensemble's others `name_2` with their number, and so on."""
+    count = len(CONFIG.models.classifiers)
+    numbers = ["", *(f"_{k}" for k in range(2, count + 1))]
+    return numbered(name, [path.replace("{}", number) for number in numbers])
+
+
+def cards_of_classifiers(name):
+    """The classifiers' cards: `name`, and of an ensemble's others `name_2` and so on."""
+    folders = CONFIG.models.classifiers
+    return numbered(name, [f"{folder.as_posix()}/card.yaml" for folder in folders])
 
 
 def of_tomograms(pattern):

@@ -12,6 +12,7 @@ Axes: B batch, C channels, Z, Y, X voxels. Input `(B, in_channels, Z, Y, X)`; ou
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -57,7 +58,7 @@ class VGG(nn.Module):
         self.in_channels, self.classes, self.edge = in_channels, classes, edge
         sizes = [in_channels, *maps]
         self.levels = nn.ModuleList(
-            _convolutions(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            _convolutions(a, b) for a, b in itertools.pairwise(sizes)
         )
         self.to_features = nn.Sequential(
             nn.Linear(maps[-1] * edge**3, features), nn.ReLU(), nn.Dropout(dropout),
@@ -92,11 +93,11 @@ class EncoderDecoder(nn.Module):
         self.in_channels, self.classes = in_channels, classes
         sizes = [in_channels, *maps]
         self.down = nn.ModuleList(
-            _convolutions(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            _convolutions(a, b) for a, b in itertools.pairwise(sizes)
         )
         back = [*maps[::-1], maps[0]]
         self.up = nn.ModuleList(
-            _convolutions(a, b) for a, b in zip(back[:-1], back[1:], strict=True)
+            _convolutions(a, b) for a, b in itertools.pairwise(back)
         )
         # Named as MSDNet's, so that a network that learns new classes is extended alike.
         self.last_weight = nn.Parameter(torch.randn(classes, maps[0]) / math.sqrt(maps[0]))

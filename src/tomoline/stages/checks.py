@@ -20,6 +20,7 @@ from tomoline.export.registry import dialect
 from tomoline.io.sheet import DATASETS_FOLDER, SheetRow, labels_file, load_dataset
 from tomoline.networks.cards import ModelCard, load_card, verify_weights
 from tomoline.settings import Config, DatasetSettings, model_path
+from tomoline.stages.members import check_members, numbered, of_members
 
 CONFIG_FILE = "config/config.yaml"
 
@@ -53,7 +54,16 @@ class Run:
     @property
     def warning(self) -> str:
         """What should be known before the first job; empty where all is as it should be."""
-        return self.cards["classifier"].not_fitted(self.cards["localizer"])
+        localizer = self.cards["localizer"]
+        classifiers = [card for role, card in self.cards.items() if role != "localizer"]
+        said = [card.not_fitted(localizer) for card in classifiers]
+        if len(classifiers) > 1:
+            said += [
+                f"{card.name} has no temperature: its probabilities weigh in the ensemble as they "
+                f"are. Remedy: tomoline calibrate {localizer.name} {card.name}"
+                for card in classifiers if card.temperature is None
+            ]  # fmt: skip
+        return "; ".join(filter(None, said))
 
     @cached_property
     def _by_name(self) -> dict[tuple[str, str], SheetRow]:
@@ -99,10 +109,11 @@ class Run:
 
 
 def models_of(config: Config) -> dict[str, Path]:
-    """Return the folder of the model that does each work."""
+    """Return the folder of the model that does each work; an ensemble's further classifiers are
+    `classifier_2` and so on."""
     return {
         "localizer": config.models.path_of("localizer"),
-        "classifier": config.models.path_of("classifier"),
+        **numbered("classifier", config.models.classifiers),
     }
 
 
@@ -175,7 +186,8 @@ def check_run(config: Config, *, root: str | Path = ".", thorough: bool = True) 
     read = verify_weights if thorough else load_card
     cards = {role: read(root / folder) for role, folder in models.items()}
     for role, card in cards.items():
-        _check_role(models[role], card, role)
+        _check_role(models[role], card, role.partition("_")[0])
+    check_members(of_members(cards, "classifier"))
     for name in config.export.dialects:
         dialect(name)
     check_classes(config.export.classes, _particle_classes(cards["classifier"]))

@@ -476,7 +476,7 @@ class NetworkShape(Section):
 
 
 class DSMNetShape(Section):
-    """Size of DSM-Net's backbone and classification subnet."""
+    """Size and subnets of DSM-Net."""
 
     maps: tuple[int, int, int] = Field((32, 64, 128), description="Maps at each level.")
     features: int = Field(1024, ge=1, description="Size of the layer before the last.")
@@ -486,6 +486,34 @@ class DSMNetShape(Section):
         description="First halving of the edge: convolution and max-pooling as in the paper, or "
         "one 5x5x5 convolution of stride 2, twice as fast on processors.",
     )
+    subnets: list[Literal["classification", "segmentation", "recovery"]] = Field(
+        ["classification"],
+        min_length=1,
+        description="What it does: names a subtomogram, marks the particle's own voxels, recovers "
+        "its density; the last two learn from `source: subtomograms` only.",
+    )
+
+
+class LossWeights(Section):
+    """Weights of the losses of a network's tasks; DSM-Net's are 1 : 10 : 1."""
+
+    classification: float = Field(1.0, gt=0, description="Cross-entropy of the class.")
+    segmentation: float = Field(10.0, gt=0, description="Cross-entropy of the voxels.")
+    recovery: float = Field(1.0, gt=0, description="Mean squared error of the density.")
+
+
+class SetSettings(Section):
+    """subtomograms: simulated ones with their truth (`snakemake simulate_subtomograms`)."""
+
+    files: list[str] = Field(
+        [], description="Sets, such as results/simulated/NAME/subtomograms.h5; those that the "
+        "section `simulate` describes are made first.",
+    )  # fmt: skip
+    leave_out: list[str] = Field([], description="Classes that are not learnt.")
+    most: int = Field(0, ge=0, description="Subtomograms to learn from at most; 0: all.")
+    augment: bool = Field(True, description="Flip them, and change their grey values, at random.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Of the loss's true labels.")
+    weights: LossWeights = LossWeights()
 
 
 class DenseNetShape(Section):
@@ -549,13 +577,18 @@ class TrainSettings(Section):
     filters: tuple[int, int, int] = Field(
         (32, 48, 64), description="unet: maps at each level; (32, 48, 64) is DeepFinder's size."
     )
-    task: Literal["localizer", "classifier", "joint"] = Field(
-        "joint", description="What is learnt; joint: both at once, sharing their layers."
+    task: Literal["localizer", "classifier", "joint", "segmenter"] = Field(
+        "joint",
+        description="What is learnt; joint: localizer and classifier at once, sharing their "
+        "layers; segmenter: which voxels of a subtomogram are the particle's.",
     )
     classes: list[str] = Field([], description="Structures; empty: the twelve of SHREC.")
-    source: Literal["simulator", "folders"] = Field(
-        "simulator", description="Fresh simulated tomograms every epoch, or SHREC folders."
+    source: Literal["simulator", "folders", "subtomograms"] = Field(
+        "simulator",
+        description="Fresh simulated tomograms every epoch, SHREC folders, or simulated "
+        "subtomograms (`sets`).",
     )
+    sets: SetSettings = SetSettings()
     folders: list[str] = Field([], description="folders: tomograms to train on.")
     validation_folders: list[str] = Field([], description="folders: held-out tomograms.")
     shape_zyx: tuple[int, int, int] = Field(
@@ -619,6 +652,9 @@ class TrainSettings(Section):
         "adam", description="adam as in the paper; muon learns faster from few steps."
     )
     learning_rate: float = Field(1e-3, gt=0, description="Rate of the optimiser.")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.999), description="Adam's decay of the means of gradients and of their squares."
+    )
     schedule: Literal["paper", "cosine"] = Field(
         "paper", description="paper: a tenth after every step_epochs; cosine: falls to zero."
     )
@@ -650,11 +686,29 @@ class TrainSettings(Section):
 
     @model_validator(mode="after")
     def _task_of_network(self) -> TrainSettings:
-        if self.network in ("dsmnet", "densenet", "vgg") and self.task != "classifier":
+        sets = self.source == "subtomograms"
+        if self.network == "dsmnet":
+            only_names = self.dsmnet.subnets == ["classification"]
+            task = "classifier" if "classification" in self.dsmnet.subnets else "segmenter"
+            if self.task != task:
+                raise PydanticCustomError(
+                    "task", "task: {task}, as dsmnet with these subnets is one", {"task": task}
+                )
+            if not only_names and not sets:
+                raise PydanticCustomError(
+                    "source", "source: subtomograms, for a subnet of segmentation or recovery"
+                )
+        elif self.network in ("densenet", "vgg") and self.task != "classifier":
             raise PydanticCustomError(
                 "task", "task: classifier, as {network} learns nothing else",
                 {"network": self.network},
             )  # fmt: skip
+        elif sets and self.task in ("localizer", "joint"):
+            raise PydanticCustomError(
+                "task", "task: classifier or segmenter, which learn from subtomograms"
+            )
+        if self.task == "segmenter" and not sets:
+            raise PydanticCustomError("source", "source: subtomograms, for a segmenter")
         return self
 
 

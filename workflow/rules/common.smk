@@ -355,10 +355,15 @@ def simulation_memory(wildcards, attempt):
 
 def training_folders(wildcards):
     """The tomograms named to train on and to hold out; those of `simulate` are made first."""
-    if CONFIG.train.source == "simulator":
-        return []
-    folders = [*CONFIG.train.folders, *CONFIG.train.validation_folders]
-    return [locations_of(folder) for folder in folders]
+    return files_to_learn(CONFIG.train, locations_of)
+
+
+def files_to_learn(settings, locations):
+    """What a training reads; of a folder of tomograms what `locations` names."""
+    if settings.source == "subtomograms":
+        return settings.sets.files
+    folders = [*settings.folders, *settings.validation_folders]
+    return [] if settings.source == "simulator" else [locations(f) for f in folders]
 
 
 @cache

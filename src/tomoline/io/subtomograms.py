@@ -104,6 +104,29 @@ class SimulatedHeader:
     voxel_size_angstrom: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class SimulatedBoxes:
+    """An open file of `write_simulated`; `values[k]`, `clean[k]` and `mask[k]` read one particle.
+
+    `label` (N,) is its class's place in `classes`, of which the first is background; `split` (N,)
+    names what its `tomogram` (N,) is for.
+    """
+
+    values: Any  # (N, b, b, b) float32
+    clean: Any  # (N, b, b, b) float32
+    mask: Any  # (N, b, b, b) uint8
+    label: NDArray[np.int64]
+    tomogram: NDArray[np.int64]
+    particle_id: NDArray[np.int64]
+    split: NDArray[np.str_]
+    classes: list[str]
+    box_vox: int
+    voxel_size_angstrom: float
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
 def write_subtomograms(
     path: str | os.PathLike[str],
     boxes: Iterable[NDArray[np.float32]],
@@ -259,6 +282,32 @@ def open_subtomograms(path: str | os.PathLike[str]) -> Iterator[Subtomograms]:
             raise _fault(path, f"boxes of {edge} voxels, as box_vox says", str(boxes.shape))
         yield Subtomograms(
             boxes=boxes, candidate_id=ids, centre_zyx=centres, box_vox=edge,
+            voxel_size_angstrom=float(file.attrs["voxel_size_angstrom"]),
+        )  # fmt: skip
+
+
+@contextmanager
+def open_simulated(path: str | os.PathLike[str]) -> Iterator[SimulatedBoxes]:
+    """Open what `write_simulated` or `join_simulated` wrote; InputError if it is something else."""
+    with _opened(path, (*(name for name, _, _ in _SIMULATED), *_COLUMNS)) as file:
+        classes, splits = ([str(n) for n in file.attrs.get(k, [])] for k in ("classes", "splits"))
+        columns = {name: np.asarray(file[name][()], np.int64) for name in _COLUMNS}
+        shape = file["subtomograms"].shape
+        same = all(file[name].shape == shape for name, _, _ in _SIMULATED)
+        if not same or any(len(column) != shape[0] for column in columns.values()):
+            raise _fault(path, f"{shape[0]} subtomograms with their truth", "other numbers of it")
+        labels, split = columns["label"], columns["split"]
+        known = (labels >= 0) & (labels < len(classes)) & (split >= 0) & (split < len(splits))
+        if not known.all() or classes[:1] != [BACKGROUND]:
+            raise _fault(
+                path, f"labels of its classes, beginning with {BACKGROUND}, and splits of its "
+                "own", f"classes {classes}, splits {splits}",
+            )  # fmt: skip
+        yield SimulatedBoxes(
+            values=file["subtomograms"], clean=file["clean"], mask=file["mask"], label=labels,
+            tomogram=columns["tomogram"], particle_id=columns["particle_id"],
+            split=np.array(splits, str)[split] if len(split) else np.empty(0, str),
+            classes=classes, box_vox=int(file.attrs["box_vox"]),
             voxel_size_angstrom=float(file.attrs["voxel_size_angstrom"]),
         )  # fmt: skip
 

@@ -57,9 +57,7 @@ class VGG(nn.Module):
         super().__init__()
         self.in_channels, self.classes, self.edge = in_channels, classes, edge
         sizes = [in_channels, *maps]
-        self.levels = nn.ModuleList(
-            _convolutions(a, b) for a, b in itertools.pairwise(sizes)
-        )
+        self.levels = nn.ModuleList(_convolutions(a, b) for a, b in itertools.pairwise(sizes))
         self.to_features = nn.Sequential(
             nn.Linear(maps[-1] * edge**3, features), nn.ReLU(), nn.Dropout(dropout),
             nn.Linear(features, features), nn.ReLU(), nn.Dropout(dropout),
@@ -92,13 +90,9 @@ class EncoderDecoder(nn.Module):
         super().__init__()
         self.in_channels, self.classes = in_channels, classes
         sizes = [in_channels, *maps]
-        self.down = nn.ModuleList(
-            _convolutions(a, b) for a, b in itertools.pairwise(sizes)
-        )
+        self.down = nn.ModuleList(_convolutions(a, b) for a, b in itertools.pairwise(sizes))
         back = [*maps[::-1], maps[0]]
-        self.up = nn.ModuleList(
-            _convolutions(a, b) for a, b in itertools.pairwise(back)
-        )
+        self.up = nn.ModuleList(_convolutions(a, b) for a, b in itertools.pairwise(back))
         # Named as MSDNet's, so that a network that learns new classes is extended alike.
         self.last_weight = nn.Parameter(torch.randn(classes, maps[0]) / math.sqrt(maps[0]))
         self.last_bias = nn.Parameter(torch.zeros(classes))

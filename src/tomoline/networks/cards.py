@@ -81,7 +81,7 @@ class ModelCard(BaseModel):
     description: str = ""
     network: str
     parameters: dict[str, Any]
-    role: Literal["localizer", "classifier"]
+    role: Literal["localizer", "classifier", "segmenter"]
     classes: list[str] = Field(min_length=2)
     voxel_size_angstrom: float = Field(gt=0)
     voxel_size_range_angstrom: tuple[float, float]

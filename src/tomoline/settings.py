@@ -300,6 +300,31 @@ class ReportSettings(Section):
     slices: int = Field(5, ge=1, le=40, description="Slices shown for each tomogram.")
 
 
+class ActivationSettings(Section):
+    """Class activation maps: where in its subtomogram a particle's class was seen."""
+
+    per_class: int = Field(
+        0,
+        ge=0,
+        le=50,
+        description="Particles of each class that a page shows, those of the highest score; 0: "
+        "only those of `particles`, and without these no page.",
+    )
+    particles: dict[SafeName, list[int]] = Field(
+        {}, description="Of tomograms by name: particle_id of further particles that are shown."
+    )
+    models: list[str] = Field(
+        [],
+        description="Classifiers whose maps stand side by side, as in `models`; empty: those that "
+        "named the particles.",
+    )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a page."""
+        return self.per_class > 0 or any(self.particles.values())
+
+
 class EnvmodulesSettings(Section):
     """The site's modules that jobs load, with `--sdm env-modules` only (docs/installation.md)."""
 
@@ -896,6 +921,7 @@ class Config(Section):
     export: ExportSettings = ExportSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()
+    activation: ActivationSettings = ActivationSettings()
     envmodules: EnvmodulesSettings = EnvmodulesSettings()
     keep: list[Literal["prepared", "shards", "probability", "mask", "subtomograms", "classes"]] = (
         Field(

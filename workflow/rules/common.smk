@@ -32,6 +32,7 @@ from tomoline.stages.checks import (
     check_run,
     labelled_rows,
     models_of,
+    shown_models,
     start_of,
 )
 from tomoline.stages.members import numbered
@@ -319,6 +320,16 @@ def truth_files(wildcards):
     return files | ({"occupancy": row.occupancy} if row.occupancy else {})
 
 
+def truth_files_if_any(wildcards):
+    """As `truth_files`; nothing where there is no truth."""
+    return truth_files(wildcards) if has_truth(row_of(wildcards)) else {}
+
+
+def shown_cards():
+    """Cards of the classifiers whose activation maps are shown."""
+    return [f"{folder.as_posix()}/card.yaml" for folder in shown_models(CONFIG)]
+
+
 # Captions cost time and pages cost size: beyond this many, report.html has the dataset's page
 # alone, and report.zip, whose folder costs no captions, is the form to ask for.
 PAGES_IN_REPORT = 60
@@ -429,13 +440,13 @@ def folder_of_dataset(path):
     return directory(path)
 
 
-def shown(dataset, tomogram):
-    """A tomogram's page, marked for the report if it is there.
+def shown(dataset, tomogram, page, what):
+    """A page of a tomogram, marked for the report if it is there.
 
     The mark is set here and not on the rule's output, because a marked output has to exist, and
     after a run in which some tomograms failed theirs does not.
     """
-    page = rules.report_tomogram.output.page.format(dataset=dataset, tomogram=tomogram)
+    page = page.format(dataset=dataset, tomogram=tomogram)
     many = len(run().rows[dataset]) > PAGES_IN_REPORT
     if many or report_as_folder() or not Path(page).exists():
         return page
@@ -444,7 +455,7 @@ def shown(dataset, tomogram):
         caption=PAGE_CAPTION,
         category="Tomograms",
         subcategory=dataset,
-        labels={"tomogram": tomogram, "page": "slices, particles, scores"},
+        labels={"tomogram": tomogram, "page": what},
     )
 
 
@@ -465,9 +476,14 @@ def targets(wildcards):
         # A tomogram's page comes last of all; its file for the first program stands for the others.
         first, *others = [exported(name) for name in CONFIG.export.dialects]
         for row in rows:
-            wanted.append(shown(dataset, row.tomogram))
+            place = (dataset, row.tomogram)
+            page = rules.report_tomogram.output.page
+            wanted.append(shown(*place, page, "slices, particles, scores"))
+            if CONFIG.activation.wanted:
+                page = rules.activation.output.page
+                wanted.append(shown(*place, page, "where the class was seen"))
             wanted.append(first.format(dataset=dataset, tomogram=row.tomogram))
-            wanted += added(wanted[-1], others, dataset, row.tomogram)
+            wanted += added(wanted[-1], others, *place)
     return wanted
 
 

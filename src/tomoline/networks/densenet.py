@@ -10,7 +10,7 @@ dilated layers in the middle), or all 1, which is the paper's 3D-DenseNet. Weigh
 paper says (Glorot and Bengio's uniform distribution), biases are 0.
 
 As the class's weights of the last layer belong to maps, they say where in the subtomogram the
-evidence for the class lies (`tomoline.training.activation`).
+evidence for the class lies (`tomoline.networks.activation`).
 
 What the paper leaves open: 24 maps of the first convolution, the 1x1x1 convolutions' sizes, and a
 batch normalization and ReLU before the averaging, as DenseNet has them. The first convolution is of
@@ -99,6 +99,11 @@ class DenseNet(nn.Module):
     def maps(self, x: Tensor) -> Tensor:
         """The last maps `(B, K, z, y, x)`, whose means over space are classified."""
         return self._last_maps(self._before_last_block(x))
+
+    def of_means(self, means: Tensor) -> Tensor:
+        """Logits `(B, classes)` of the last maps' means `(B, K)`."""
+        logits: Tensor = self.last(means)
+        return logits
 
     def below(self, x: Tensor, layers: Layers) -> Tensor:
         """What the layers that stay as they are make of subtomograms `(B, in_channels, Z, Y, X)`.

@@ -117,6 +117,12 @@ def models_of(config: Config) -> dict[str, Path]:
     }
 
 
+def shown_models(config: Config) -> list[Path]:
+    """Return the folders of the classifiers whose activation maps are shown."""
+    named = [model_path(name, config.models.folder) for name in config.activation.models]
+    return named or config.models.classifiers
+
+
 def start_of(config: Config, role: Literal["localizer", "classifier"]) -> Path:
     """Return the folder of the model that fine-tuning starts from.
 
@@ -188,6 +194,8 @@ def check_run(config: Config, *, root: str | Path = ".", thorough: bool = True) 
     for role, card in cards.items():
         _check_role(models[role], card, role.partition("_")[0])
     check_members(of_members(cards, "classifier"))
+    if config.activation.wanted:
+        _check_shown([read(root / folder) for folder in shown_models(config)], cards["localizer"])
     for name in config.export.dialects:
         dialect(name)
     check_classes(config.export.classes, _particle_classes(cards["classifier"]))
@@ -216,6 +224,18 @@ def is_run(row: SheetRow) -> bool:
 
 def _particle_classes(card: ModelCard) -> list[str]:
     return [name for name in card.classes if name != BACKGROUND]
+
+
+def _check_shown(shown: Sequence[ModelCard], localizer: ModelCard) -> None:
+    for card in shown:
+        size = localizer.voxel_size_angstrom
+        if card.role != "classifier" or card.voxel_size_angstrom != size:
+            raise InputError(
+                f"activation.models, {card.name}",
+                expected=f"a classifier of voxels of {size:g} angstrom",
+                found=f"a {card.role} of {card.voxel_size_angstrom:g}",
+                remedy="leave it out",
+            )
 
 
 def _check_role(folder: Path, card: ModelCard, role: str) -> None:

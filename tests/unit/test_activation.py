@@ -17,6 +17,7 @@ from tomoline.networks.activation import class_activation
 from tomoline.networks.cards import ModelCard
 from tomoline.networks.densenet import DenseNet
 from tomoline.networks.dsmnet import DSMNet
+from tomoline.networks.registry import build
 from tomoline.networks.weights import save_model
 from tomoline.settings import ActivationSettings
 from tomoline.stages import activation
@@ -107,8 +108,6 @@ def test_behind_several_layers_the_weights_are_those_near_the_subtomogram():
 def save(folder, network="densenet", parameters=None, **fields):
     torch.manual_seed(3)
     parameters = parameters or SIZE
-    from tomoline.networks.registry import build
-
     card = ModelCard(
         name=folder.name, network=network, parameters=parameters, role="classifier",
         classes=CLASSES, voxel_size_angstrom=10.0, voxel_size_range_angstrom=(9.0, 11.0),

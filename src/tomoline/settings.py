@@ -440,6 +440,13 @@ class SimulateSettings(Section):
     box_vox: int = Field(
         40, ge=8, le=128, description="Edge of a subtomogram (`snakemake simulate_subtomograms`)."
     )
+    background_share: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="Subtomograms at places without particle, labelled background, relative to "
+        "those of particles (`snakemake simulate_subtomograms`).",
+    )
     split: dict[Literal["train", "validation", "test"], list[int]] = Field(
         {}, description="Numbers of the tomograms that are for training, validation and test."
     )
@@ -536,6 +543,13 @@ class SetSettings(Section):
     )  # fmt: skip
     leave_out: list[str] = Field([], description="Classes that are not learnt.")
     most: int = Field(0, ge=0, description="Subtomograms to learn from at most; 0: all.")
+    box_vox: int = Field(
+        0, ge=0, le=256, description="Edge that is cut out of their middle; 0: all of it."
+    )
+    off_centre_vox: float = Field(
+        0.0, ge=0, le=10, description="How far what is cut is off the particle: SD a direction, "
+        "as far as the sets' boxes reach."
+    )  # fmt: skip
     augment: bool = Field(True, description="Flip them, and change their grey values, at random.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Of the loss's true labels.")
     weights: LossWeights = LossWeights()
@@ -814,6 +828,43 @@ class FinetuneSettings(Section):
     seed: int = Field(1, ge=0, description="The same seed gives the same training.")
 
 
+class DiscoverSettings(InferenceSettings):
+    """Structures that no one named: clusters of subtomograms (docs/subtomograms.md)."""
+
+    enabled: bool = Field(
+        False, description="Also look for clusters among each data set's candidates."
+    )
+    model: str = Field(
+        "dsmnet-multitask",
+        description="Network that has all three subnets of DSM-Net; a path as in `models`.",
+    )
+    test_time_flips: Flips = Field(
+        4, description="Average over this many flips of the input (the missing wedge stays)."
+    )
+    clusters: int = Field(
+        0, ge=0, le=500, description="Number of clusters; 0: the one with the largest silhouette. "
+        "More than the classes expected is better than fewer."
+    )  # fmt: skip
+    most_clusters: int = Field(
+        30, ge=2, le=500, description="The curves to choose the number by end here."
+    )
+    perplexity: float = Field(30.0, gt=1, le=500, description="Of the t-SNE picture.")
+    names: dict[SafeName, str] = Field(
+        {},
+        description="Files in which clusters are named, by data set; a named cluster is a class in "
+        "the particle table and all exports.",
+    )
+    files: list[str] = Field(
+        [],
+        description="Subtomogram files (HDF5) to look at with `snakemake discover`; empty: the "
+        "candidates of `datasets`.",
+    )
+    name: str = Field(
+        "own", pattern=SAFE_NAME, description="files: results go to results/discovered/<name>."
+    )
+    seed: int = Field(1, ge=0, description="The same seed gives the same clusters and picture.")
+
+
 class BenchmarkTomogram(Section):
     """A tomogram of a benchmark: a folder in SHREC layout, or its files."""
 
@@ -934,6 +985,7 @@ class Config(Section):
     simulate: SimulateSettings = SimulateSettings()
     train: TrainSettings = TrainSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    discover: DiscoverSettings = DiscoverSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
 
 

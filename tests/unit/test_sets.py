@@ -119,7 +119,7 @@ def test_losses_at_weight_one_are_the_three_by_hand():
 def test_gradients_reach_the_chosen_subnets_and_no_other(planted, subnets):
     network = DSMNet(classes=4, subnets=ALL, **TINY).train()
     recipe = SetRecipe(*[read_sets([planted], "train", Choice(most=6))] * 2, SetOptions())
-    batch = batch_of(recipe.learnt, np.arange(6))
+    batch = batch_of(recipe.learnt, np.arange(6), SetOptions())
     found = network.outputs(batch["volume"])
     total_loss({k: v for k, v in losses_of(found, batch).items() if k in subnets}, None).backward()
     of = {"classification": ("to_features.", "last."), "segmentation": ("to_mask.",),
@@ -176,6 +176,25 @@ def test_an_epoch_shows_every_subtomogram_once_and_flips_all_alike(planted):
     for batch in batches:  # what is recovered lies where the mask is
         outside = batch["clean"][batch["mask"] == 0]
         assert outside.abs().max() < 0.2 < batch["clean"].max()
+
+
+def test_what_is_cut_keeps_its_middle_or_moves_with_its_truth(planted):
+    boxes = read_sets([planted], "train", Choice(most=30))
+    middle = batch_of(boxes, np.arange(30), SetOptions(box_vox=10))
+    cut = slice(3, 13)  # voxel 8 of 16 comes to 5 of 10
+    np.testing.assert_array_equal(middle["mask"].numpy(), boxes.masks[:, cut, cut, cut])
+    options = SetOptions(box_vox=10, off_centre_vox=2.0, augment=False)
+    moved = batch_of(boxes, np.arange(30), options, np.random.default_rng(0))
+    assert not torch.equal(moved["mask"], middle["mask"])
+    for k, true in enumerate(boxes.masks):
+        fits = [
+            (z, y, x)
+            for z in range(7) for y in range(7) for x in range(7)
+            if np.array_equal(true[z : z + 10, y : y + 10, x : x + 10], moved["mask"][k])
+            and np.array_equal(boxes.values[k, z : z + 10, y : y + 10, x : x + 10],
+                               moved["volume"][k, 0].numpy().astype(np.float16))
+        ]  # fmt: skip
+        assert len(fits) == 1
 
 
 def test_other_networks_learn_from_sets_too(planted):

@@ -61,6 +61,7 @@ rule classify:
 
 rule vote:
     input:
+        unpack(named_clusters),
         **of_classifiers("classes", f"{TOMOGRAM}/classes{{}}.h5"),
         **cards_of_classifiers("classifier"),
         candidates=rules.cluster.output.candidates,
@@ -74,7 +75,7 @@ rule vote:
     benchmark:
         benchmark_of("vote")
     group:
-        NETWORK
+        VOTES
     conda:
         "../../envs/runtime.yaml"
     envmodules:

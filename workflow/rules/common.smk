@@ -18,7 +18,7 @@ from snakemake.resources import Resource
 from tomoline.errors import TomolineError
 from tomoline.export.registry import dialect as dialect_of
 from tomoline.io.shrec import locations_of
-from tomoline.settings import Config, validated
+from tomoline.settings import Config, model_path, validated
 from tomoline.stages.benchmark_files import (
     files_of,
     model_cards,
@@ -55,6 +55,7 @@ BRANCH_SETTINGS = {
     "simulate",
     "train",
     "finetune",
+    "discover",
     "benchmark",
     "envmodules",
 }
@@ -92,7 +93,10 @@ install()
 
 CONFIG = refused(validated, Config, config, source=CONFIG_FILE)
 MODELS = models_of(CONFIG)
-BRANCH = BRANCHES.intersection(sys.argv)
+# A user's own files of subtomograms need no tomograms either.
+BRANCH = (BRANCHES | ({"discover"} if CONFIG.discover.files else set())).intersection(
+    sys.argv
+)
 
 # Refuse what can be refused now, before the first job.
 if workflow.is_main_process and not BRANCH:
@@ -103,6 +107,8 @@ if workflow.is_main_process and not BRANCH:
 # each shard is a job of its own, and the plan that they share is made before them, with a shard's
 # memory, where the shards run.
 NETWORK = "network"
+# Names of clusters wait for all tomograms of a data set, so that they cannot be in a tomogram's job.
+VOTES = "votes" if CONFIG.discover.names else NETWORK
 SHARDED = CONFIG.tiling.shards > 1
 ON_GPU = CONFIG.segment.device != "cpu" and (
     CONFIG.segment.device == "cuda"
@@ -150,6 +156,11 @@ overwrite_function_params(
 smart_open.parse_uri = cache(smart_open.parse_uri)
 # A plan is millions of objects that stay: looking for garbage among them takes another tenth.
 gc.set_threshold(200_000, 20, 100)
+
+
+def one_of(names):
+    """A wildcard's pattern: one of these names; with none, nothing fits."""
+    return "|".join(re.escape(name) for name in names) or "(?!)"
 
 
 def settings_of(section, without=""):
@@ -290,6 +301,23 @@ def bundle_of_shards():
 def gpu_of(section):
     """One GPU where the setting asks for one; with `auto` the profile decides."""
     return {"gpu": 1} if section.device == "cuda" else {}
+
+
+def discover_settings():
+    """What the discovery's jobs depend on: no names, no lists of what else is to be done."""
+    others = {"enabled", "names", "files", "name"}
+    return CONFIG.discover.model_dump(
+        mode="json", exclude_defaults=True, exclude=others
+    )
+
+
+def named_clusters(wildcards):
+    """The clusters of a data set and the file that names them, where one is configured."""
+    names = CONFIG.discover.names.get(wildcards.dataset)
+    if names is None:
+        return {}
+    clusters = f"{DATASET}/discovery/clusters.csv".format(dataset=wildcards.dataset)
+    return {"clusters": clusters, "cluster_names": names}
 
 
 def exported(dialect):
@@ -473,6 +501,8 @@ def targets(wildcards):
             rules.report_dataset.output.table.format(dataset=dataset),
         ]
         wanted += [path.format(dataset=dataset) for path in combined_files().values()]
+        if CONFIG.discover.enabled:
+            wanted.append(rules.cluster_features.output.page.format(dataset=dataset))
         # A tomogram's page comes last of all; its file for the first program stands for the others.
         first, *others = [exported(name) for name in CONFIG.export.dialects]
         for row in rows:

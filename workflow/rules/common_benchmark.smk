@@ -17,11 +17,6 @@ COMPARISON_TABLE = {
 }
 
 
-def one_of(names):
-    """A wildcard's pattern: one of these names; with none, nothing fits."""
-    return "|".join(re.escape(name) for name in names) or "(?!)"
-
-
 def of_benchmark(wildcards):
     """Settings of the benchmark of a job."""
     return PLAN.benchmarks[wildcards.benchmark]

@@ -306,6 +306,15 @@ def open_subtomograms(path: str | os.PathLike[str]) -> Iterator[Subtomograms]:
         )  # fmt: skip
 
 
+def true_classes(path: str | os.PathLike[str]) -> list[str]:
+    """Names of the true classes of the subtomograms of a file; empty where it has none."""
+    with _opened(path, ("subtomograms",)) as file:
+        if "label" not in file or "classes" not in file.attrs:
+            return []
+        classes = [str(name) for name in file.attrs["classes"]]
+        return [classes[k] for k in file["label"][()]]
+
+
 @contextmanager
 def open_simulated(path: str | os.PathLike[str]) -> Iterator[SimulatedBoxes]:
     """Open what `write_simulated` or `join_simulated` wrote; InputError if it is something else."""

@@ -108,16 +108,21 @@ class DSMNet(nn.Module):
         InputError
             For an odd edge, where a mask or density of the same size is asked for.
         """
+        return self.described(x)[1]
+
+    def described(self, x: Tensor) -> tuple[Tensor | None, Outputs]:
+        """Feature vectors `(B, features)`, None without classification, and `outputs`."""
         with autocast_like(x):
             levels = self._levels(x)
-            classes = mask = density = None
+            features = classes = mask = density = None
             if "classification" in self.subnets:
-                classes = self.last(self.dropout(self._features(levels[-1])))
+                features = self._features(levels[-1])
+                classes = self.last(self.dropout(features))
             if set(self.subnets) - {"classification"}:
                 maps = self.decoder(levels, _even(x))
                 mask = self.to_mask(maps) if "segmentation" in self.subnets else None
                 density = self.to_density(maps) if "recovery" in self.subnets else None
-        return Outputs(classes, mask, density)
+        return features, Outputs(classes, mask, density)
 
     def features(self, x: Tensor) -> Tensor:
         """Feature vectors `(B, features)` of subtomograms."""

@@ -25,7 +25,7 @@ from tomoline.stages.members import check_members, numbered, of_members
 CONFIG_FILE = "config/config.yaml"
 
 # Folders of a dataset's results that are not a tomogram's.
-RESERVED_NAMES = ("benchmarks", "export", "logs", "report", "review")
+RESERVED_NAMES = ("benchmarks", "discovery", "export", "logs", "report", "review")
 
 # Assumed where a header could not be read: such a tomogram fails at once, or is small.
 _UNKNOWN_VOXELS = 50_000_000

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from tomoline.stages.confidence import Voted, with_temperature
 from tomoline.training.sets import (
     CLASSIFICATION,
     SEGMENTATION,
+    SETS_APART,
     Choice,
     Measured,
     SetOptions,
@@ -77,7 +78,13 @@ def sets_of(settings: TrainSettings) -> Sets:
     )  # fmt: skip
     classes = classes_of(paths, choice)[1:]
     with open_simulated(paths[0]) as boxes:
-        return Sets(paths, choice, classes, boxes.box_vox, boxes.voxel_size_angstrom)
+        whole, size = boxes.box_vox, boxes.voxel_size_angstrom
+    if own.box_vox > whole:
+        raise InputError(
+            "train.sets.box_vox", expected=f"at most {whole}, as {paths[0]} has it",
+            found=str(own.box_vox), remedy="make it smaller, or simulate larger boxes",
+        )  # fmt: skip
+    return Sets(paths, choice, classes, own.box_vox or whole, size)
 
 
 def tasks_of(settings: TrainSettings) -> tuple[str, ...]:
@@ -96,6 +103,7 @@ def recipe_of(sets: Sets, settings: TrainSettings, where: Mapping[str, Any]) -> 
              len(sets.classes))  # fmt: skip
     options = SetOptions(
         batch_size=settings.batch_size, weights=own.weights.model_dump(), augment=own.augment,
+        box_vox=own.box_vox, off_centre_vox=own.off_centre_vox,
         label_smoothing=own.label_smoothing, seed=settings.seed, **where,
     )  # fmt: skip
     return SetRecipe(learnt, held_out, options)
@@ -120,6 +128,11 @@ def measured(
         "subtomograms": {"train": len(recipe.learnt), "validation": len(recipe.held_out),
                          "test": len(test_boxes)},
     }  # fmt: skip
+    if len(sets.paths) > 1:
+        figures["test_by_set"] = {
+            str(path): rounded(measure(network, part, recipe.options).figures)
+            for path, part in by_set(test_boxes, sets.paths)
+        }
     if test.logits is not None:
         figures |= class_figures(test.logits.argmax(1), test_boxes)
         card = with_temperature(card, _voted(validation, recipe.held_out), source=VALIDATION)
@@ -128,6 +141,18 @@ def measured(
     for name, value in figures["test"].items():
         log.info("test %s %.4f", name, value)
     return card.model_copy(update={"metrics": metrics})
+
+
+def by_set(boxes: TrueBoxes, paths: Sequence[Path]) -> Iterator[tuple[Path, TrueBoxes]]:
+    """The subtomograms of each set that has some."""
+    for k, path in enumerate(paths):
+        own = boxes.tomogram // SETS_APART == k
+        if own.any():
+            arrays: dict[str, Any] = {
+                name: None if value is None else value[own]
+                for name, value in vars(boxes).items() if name != "classes"
+            }  # fmt: skip
+            yield path, TrueBoxes(**arrays, classes=boxes.classes)
 
 
 def class_figures(named: NDArray[np.int64], boxes: TrueBoxes) -> dict[str, Any]:
@@ -165,7 +190,8 @@ def _voted(found: Measured, boxes: TrueBoxes) -> list[Voted]:
     p = torch.from_numpy(found.logits[:, 1:]).double().softmax(1).numpy()
     labels = boxes.labels - 1
     return [
-        Voted(name=f"tomogram {k}", probabilities=p[boxes.tomogram == k],
-              named=p[boxes.tomogram == k].argmax(1), label=labels[boxes.tomogram == k])
+        Voted(name=f"tomogram {k}", probabilities=p[own], named=p[own].argmax(1),
+              label=labels[own])
         for k in np.unique(boxes.tomogram)
+        for own in [(boxes.tomogram == k) & (labels >= 0)]
     ]  # fmt: skip

@@ -18,6 +18,7 @@ from tomoline.errors import InputError
 from tomoline.evaluation.calibration import expected_precision, tempered
 from tomoline.evaluation.ensemble import joint_vote, pooled_odds
 from tomoline.evaluation.sifting import Evidence, particle_probability
+from tomoline.io.cluster_names import read_clusters, read_names
 from tomoline.io.mrc import write_compressed_volume
 from tomoline.io.subtomograms import LabelledBoxes, NamedBoxes, open_classes
 from tomoline.io.tables import (
@@ -26,6 +27,7 @@ from tomoline.io.tables import (
     particle_table,
     probability_columns,
     read_candidates,
+    table_classes,
     write_particles,
 )
 from tomoline.log import get_logger
@@ -68,6 +70,10 @@ def run(
     classifier sifts the localizer's candidates, both that and the score are the probability that
     there is a particle. Of an ensemble each classifier has a `classes_<k>` and a `classifier_<k>`,
     and the class is by all their probabilities (`tomoline.evaluation.ensemble`).
+
+    With the inputs `clusters` (clusters.csv of the discovery) and `cluster_names` (a user's file),
+    candidates of a named cluster are of that class, those too that were taken for background; they
+    are not in `segmentation`, which has the classifier's classes.
     """
     candidates = read_candidates(inputs["candidates"])
     transform = VolumeTransform.load(inputs["transform"])
@@ -96,6 +102,8 @@ def run(
         columns[EXPECTED_PRECISION] = np.where(seen, sifted.probability, usual)
         columns["score"] = np.where(seen, sifted.probability, columns["score"])
     table = particle_table(columns | _verdict_columns(verdicts, classes), classes)
+    if inputs.get("clusters"):
+        table = with_named_clusters(table, tomogram, inputs["clusters"], inputs["cluster_names"])
     write_particles(outputs["particles"], table)
     kept = np.array([row["status"] == ACCEPTED for row in verdicts], bool)
     centres = candidates[CENTRE_COLUMNS].to_numpy(float)[kept]
@@ -277,6 +285,37 @@ def _segmentation(
         voxels = voxels[((voxels >= 0) & (voxels < shape_zyx)).all(1)]
         labels[tuple(voxels.T)] = found.label
     return labels
+
+
+def with_named_clusters(
+    table: pd.DataFrame, tomogram: str, clusters: str, names: str
+) -> pd.DataFrame:
+    """A particle table in which the members of named clusters are of the class of that name.
+
+    Their probability p_<class> is 1, as a person has said so, the others' 0. What was sifted out
+    as background is a particle again; other rejects stay.
+    """
+    mark, found = read_clusters(clusters)
+    named = read_names(names, clustering=mark, clusters=int(found["cluster"].max()))
+    own = found[(found["tomogram"] == tomogram) & found["cluster"].isin(list(named))]
+    class_of = {
+        int(number): named[int(cluster)]
+        for number, cluster in zip(own["candidate_id"], own["cluster"], strict=True)
+    }
+    known = table_classes(table)
+    classes = [*known, *sorted(set(named.values()) - set(known))]
+    changed = table.copy()
+    for column in probability_columns(classes[len(known) :]):
+        changed[column] = 0.0
+    ids = changed["particle_id"]
+    rows = ids.isin(list(class_of)) & changed["reason"].isin(["", BACKGROUND_LIKE])
+    changed.loc[rows, probability_columns(classes)] = 0.0
+    for name in sorted(set(named.values())):
+        mine = rows & ids.map(class_of).eq(name)
+        changed.loc[mine, ["status", "reason", "class"]] = [ACCEPTED, "", name]
+        changed.loc[mine, probability_columns([name])] = 1.0
+    log.info("%d candidates are of named clusters", int(rows.sum()))
+    return particle_table({str(c): changed[c] for c in changed.columns}, classes)
 
 
 def _verdict(

@@ -171,6 +171,8 @@ class SetOptions:
 
     batch_size: int = 64
     weights: Mapping[str, float] | None = None  # of the tasks' losses; None: 1 each
+    box_vox: int = 0  # cut out of the middle of each; 0: all of it
+    off_centre_vox: float = 0.0  # SD a direction of what is cut, within the set's boxes
     augment: bool = True  # flips, and changes of the grey values
     label_smoothing: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -222,7 +224,7 @@ class SetRecipe:
         changes = np.random.default_rng([o.seed, epoch, 23, o.rank])
         for k in range(self.steps):
             chosen = order[k * o.batch_size : (k + 1) * o.batch_size]
-            yield batch_of(self.learnt, chosen, changes if o.augment else None)
+            yield batch_of(self.learnt, chosen, o, changes)
 
     def loss(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the losses of the network's tasks."""
@@ -259,7 +261,8 @@ def measure(network: nn.Module, boxes: TrueBoxes, options: SetOptions) -> Measur
     logits: list[Tensor] = []
     with torch.no_grad():
         for start in range(0, len(boxes), VALIDATION_BATCH):
-            batch = batch_of(boxes, np.arange(start, min(start + VALIDATION_BATCH, len(boxes))))
+            chosen = np.arange(start, min(start + VALIDATION_BATCH, len(boxes)))
+            batch = batch_of(boxes, chosen, options)
             found = all_outputs(
                 network, batch["volume"], device=options.device, precision=options.precision
             )
@@ -291,22 +294,42 @@ def measure(network: nn.Module, boxes: TrueBoxes, options: SetOptions) -> Measur
 
 
 def batch_of(
-    boxes: TrueBoxes, chosen: NDArray[Any], rng: np.random.Generator | None = None
-) -> dict[str, Tensor]:
+    boxes: TrueBoxes, chosen: NDArray[Any], options: SetOptions,
+    rng: np.random.Generator | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """`volume (B, 1, b, b, b)` float32, `labels (B,)` and the targets that are there, `mask` uint8
-    and `clean` float16 `(B, b, b, b)`; with `rng` turned over and changed in grey at random."""
+    and `clean` float16 `(B, b, b, b)`; with `rng` off centre, turned over and changed in grey at
+    random, as far as the options say."""
     names = {"volume": boxes.values, "mask": boxes.masks, "clean": boxes.clean}
-    arrays = {name: given[chosen] for name, given in names.items() if given is not None}
-    if rng is not None:
-        for k in range(len(chosen)):
-            turned = random_flip(rng, *(array[k] for array in arrays.values()))
-            for array, values in zip(arrays.values(), turned, strict=True):
-                array[k] = values.copy()
-            arrays["volume"][k] = random_intensity(rng, arrays["volume"][k].astype(np.float32))
+    whole = {name: given for name, given in names.items() if given is not None}
+    edge = options.box_vox or boxes.values.shape[1]
+    arrays = {
+        name: np.empty((len(chosen), edge, edge, edge), given.dtype)
+        for name, given in whole.items()
+    }
+    for k, place in enumerate(chosen):
+        cut = _cut(boxes.values.shape[1], edge, options.off_centre_vox, rng)
+        parts = [given[place][cut] for given in whole.values()]
+        if rng is not None and options.augment:
+            parts = list(random_flip(rng, *parts))
+            parts[0] = random_intensity(rng, parts[0].astype(np.float32))
+        for array, values in zip(arrays.values(), parts, strict=True):
+            array[k] = values
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     batch["volume"] = batch["volume"].float()[:, None]
     batch["labels"] = torch.from_numpy(boxes.labels[chosen])
     return batch
+
+
+def _cut(
+    whole: int, edge: int, off_centre_vox: float, rng: np.random.Generator | None
+) -> tuple[slice, ...]:
+    """What is cut of a box: its middle, voxel `whole // 2` at `edge // 2`, or somewhat off it."""
+    start, most = whole // 2 - edge // 2, whole - edge
+    if rng is None or not off_centre_vox:
+        return (slice(start, start + edge),) * 3
+    moved = np.rint(start + rng.normal(0, off_centre_vox, 3)).clip(0, most).astype(int)
+    return tuple(slice(int(a), int(a) + edge) for a in moved)
 
 
 def _counts(found: Tensor, true: Tensor) -> NDArray[np.int64]:

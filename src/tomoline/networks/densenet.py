@@ -15,7 +15,7 @@ evidence for the class lies (`tomoline.networks.activation`).
 What the paper leaves open: 24 maps of the first convolution, the 1x1x1 convolutions' sizes, and a
 batch normalization and ReLU before the averaging, as DenseNet has them. The first convolution is of
 3x3x3 at the full edge (`stem: plain`), or of 5x5x5 and stride 2 (`stem: strided`), with which all
-blocks work on an eighth of the voxels: a processor takes a seventh of the time.
+blocks work on an eighth of the voxels: a processor takes a ninth of the time.
 
 Axes: B batch, C channels, Z, Y, X voxels. Input `(B, 1, Z, Y, X)`, output logits `(B, classes)`.
 """

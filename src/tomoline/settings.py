@@ -57,9 +57,27 @@ class ModelsSettings(Section):
     )
     classifier: str = Field(
         "dsmnet-classifier",
-        description="Network that names their class: of whole subtomograms (dsmnet), which also "
-        "sifts the candidates, or of their voxels, which then vote (msdnet). A path as above.",
+        description="Network that names their class: of whole subtomograms (dsmnet, densenet), "
+        "which also sifts the candidates, or of their voxels, which then vote (msdnet). A path as "
+        "above.",
     )
+    ensemble: list[str] = Field(
+        [],
+        description="Two or more classifiers that name them together, in place of `classifier`, by "
+        "their calibrated probabilities; of the same voxel size, box and classes.",
+    )
+
+    @field_validator("ensemble")
+    @classmethod
+    def _several(cls, names: list[str]) -> list[str]:
+        if len(names) == 1 or len(set(names)) < len(names):
+            raise PydanticCustomError("ensemble", "none, or two or more different classifiers")
+        return names
+
+    @property
+    def classifiers(self) -> list[Path]:
+        """Folders of the networks that name the class: the ensemble's, or the one."""
+        return [model_path(name, self.folder) for name in self.ensemble or [self.classifier]]
 
     def path_of(self, role: Literal["localizer", "classifier"]) -> Path:
         """Return the folder of the model that does a work, from the project's folder."""
@@ -280,6 +298,31 @@ class ReportSettings(Section):
     """The pictures of the report."""
 
     slices: int = Field(5, ge=1, le=40, description="Slices shown for each tomogram.")
+
+
+class ActivationSettings(Section):
+    """Class activation maps: where in its subtomogram a particle's class was seen."""
+
+    per_class: int = Field(
+        0,
+        ge=0,
+        le=50,
+        description="Particles of each class that a page shows, those of the highest score; 0: "
+        "only those of `particles`, and without these no page.",
+    )
+    particles: dict[SafeName, list[int]] = Field(
+        {}, description="Of tomograms by name: particle_id of further particles that are shown."
+    )
+    models: list[str] = Field(
+        [],
+        description="Classifiers whose maps stand side by side, as in `models`; empty: those that "
+        "named the particles.",
+    )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a page."""
+        return self.per_class > 0 or any(self.particles.values())
 
 
 class EnvmodulesSettings(Section):
@@ -512,6 +555,25 @@ class SetSettings(Section):
     weights: LossWeights = LossWeights()
 
 
+class DenseNetShape(Section):
+    """Size of a 3D-Dilated-DenseNet; with all dilations 1 it is the paper's 3D-DenseNet."""
+
+    growth: int = Field(12, ge=1, le=64, description="Maps each layer adds.")
+    dilations: tuple[int, ...] = Field(
+        (1, 2, 3, 1),
+        min_length=1,
+        max_length=16,
+        description="Of a block's layers; all 1 makes the undilated network.",
+    )
+    blocks: int = Field(3, ge=1, le=4, description="Dense blocks, each at half the edge.")
+    first: int = Field(24, ge=1, le=128, description="Maps of the first convolution.")
+    stem: Literal["plain", "strided"] = Field(
+        "plain",
+        description="First convolution: 3x3x3 at the full edge as in the paper, or 5x5x5 of stride "
+        "2, nine times as fast on processors.",
+    )
+
+
 class CandidateSettings(Section):
     """Subtomograms that a classifier of whole subtomograms learns from."""
 
@@ -542,13 +604,14 @@ class TrainSettings(Section):
     """Training of a network; the models land in results/models."""
 
     name: str = Field("msdnet", pattern=SAFE_NAME, description="Name of the models made.")
-    network: Literal["msdnet", "dsmnet", "unet"] = Field(
+    network: Literal["msdnet", "dsmnet", "densenet", "unet", "vgg", "encoder_decoder"] = Field(
         "msdnet",
-        description="Kind of network; msdnet names voxels, dsmnet whole subtomograms; unet is "
-        "DeepFinder's, for comparison in the benchmarks.",
+        description="Kind of network; msdnet names voxels, dsmnet and densenet whole subtomograms. "
+        "For comparison: unet (DeepFinder's) and encoder_decoder name voxels, vgg subtomograms.",
     )
     shape: NetworkShape = NetworkShape()
     dsmnet: DSMNetShape = DSMNetShape()
+    densenet: DenseNetShape = DenseNetShape()
     candidates: CandidateSettings = CandidateSettings()
     filters: tuple[int, int, int] = Field(
         (32, 48, 64), description="unet: maps at each level; (32, 48, 64) is DeepFinder's size."
@@ -679,6 +742,11 @@ class TrainSettings(Section):
                 raise PydanticCustomError(
                     "source", "source: subtomograms, for a subnet of segmentation or recovery"
                 )
+        elif self.network in ("densenet", "vgg") and self.task != "classifier":
+            raise PydanticCustomError(
+                "task", "task: classifier, as {network} learns nothing else",
+                {"network": self.network},
+            )  # fmt: skip
         elif sets and self.task in ("localizer", "joint"):
             raise PydanticCustomError(
                 "task", "task: classifier or segmenter, which learn from subtomograms"
@@ -915,6 +983,7 @@ class Config(Section):
     export: ExportSettings = ExportSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()
+    activation: ActivationSettings = ActivationSettings()
     envmodules: EnvmodulesSettings = EnvmodulesSettings()
     keep: list[Literal["prepared", "shards", "probability", "mask", "subtomograms", "classes"]] = (
         Field(

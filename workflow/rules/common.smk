@@ -33,8 +33,10 @@ from tomoline.stages.checks import (
     check_run,
     labelled_rows,
     models_of,
+    shown_models,
     start_of,
 )
+from tomoline.stages.members import numbered
 from tomoline.stages.memory import Available
 from tomoline.stages.merge import sifting_threshold
 from tomoline.stages.tile import window_bytes
@@ -138,7 +140,7 @@ scattergather:
 @cache
 def sifted_from():
     """The localizer's threshold that the classifier asks for, if it sifts candidates."""
-    return refused(sifting_threshold, MODELS["localizer"], MODELS["classifier"])
+    return refused(sifting_threshold, MODELS["localizer"], *CONFIG.models.classifiers)
 
 
 def known(function):
@@ -203,6 +205,20 @@ def given_tomogram(wildcards):
 def model_file(role, name):
     """A file of the network that does the work of `role` (localizer or classifier)."""
     return f"{MODELS[role].as_posix()}/{name}"
+
+
+def of_classifiers(name, path):
+    """A tomogram's file of each classifier: `name` at `path` with nothing in the braces, and of an
+    ensemble's others `name_2` with their number, and so on."""
+    count = len(CONFIG.models.classifiers)
+    numbers = ["", *(f"_{k}" for k in range(2, count + 1))]
+    return numbered(name, [path.replace("{}", number) for number in numbers])
+
+
+def cards_of_classifiers(name):
+    """The classifiers' cards: `name`, and of an ensemble's others `name_2` and so on."""
+    folders = CONFIG.models.classifiers
+    return numbered(name, [f"{folder.as_posix()}/card.yaml" for folder in folders])
 
 
 def of_tomograms(pattern):
@@ -333,6 +349,16 @@ def truth_files(wildcards):
     return files | ({"occupancy": row.occupancy} if row.occupancy else {})
 
 
+def truth_files_if_any(wildcards):
+    """As `truth_files`; nothing where there is no truth."""
+    return truth_files(wildcards) if has_truth(row_of(wildcards)) else {}
+
+
+def shown_cards():
+    """Cards of the classifiers whose activation maps are shown."""
+    return [f"{folder.as_posix()}/card.yaml" for folder in shown_models(CONFIG)]
+
+
 # Captions cost time and pages cost size: beyond this many, report.html has the dataset's page
 # alone, and report.zip, whose folder costs no captions, is the form to ask for.
 PAGES_IN_REPORT = 60
@@ -443,13 +469,13 @@ def folder_of_dataset(path):
     return directory(path)
 
 
-def shown(dataset, tomogram):
-    """A tomogram's page, marked for the report if it is there.
+def shown(dataset, tomogram, page, what):
+    """A page of a tomogram, marked for the report if it is there.
 
     The mark is set here and not on the rule's output, because a marked output has to exist, and
     after a run in which some tomograms failed theirs does not.
     """
-    page = rules.report_tomogram.output.page.format(dataset=dataset, tomogram=tomogram)
+    page = page.format(dataset=dataset, tomogram=tomogram)
     many = len(run().rows[dataset]) > PAGES_IN_REPORT
     if many or report_as_folder() or not Path(page).exists():
         return page
@@ -458,7 +484,7 @@ def shown(dataset, tomogram):
         caption=PAGE_CAPTION,
         category="Tomograms",
         subcategory=dataset,
-        labels={"tomogram": tomogram, "page": "slices, particles, scores"},
+        labels={"tomogram": tomogram, "page": what},
     )
 
 
@@ -481,9 +507,14 @@ def targets(wildcards):
         # A tomogram's page comes last of all; its file for the first program stands for the others.
         first, *others = [exported(name) for name in CONFIG.export.dialects]
         for row in rows:
-            wanted.append(shown(dataset, row.tomogram))
+            place = (dataset, row.tomogram)
+            page = rules.report_tomogram.output.page
+            wanted.append(shown(*place, page, "slices, particles, scores"))
+            if CONFIG.activation.wanted:
+                page = rules.activation.output.page
+                wanted.append(shown(*place, page, "where the class was seen"))
             wanted.append(first.format(dataset=dataset, tomogram=row.tomogram))
-            wanted += added(wanted[-1], others, dataset, row.tomogram)
+            wanted += added(wanted[-1], others, *place)
     return wanted
 
 

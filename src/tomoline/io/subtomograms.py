@@ -191,6 +191,26 @@ def write_views(
         file.create_dataset("views", data=stored, track_times=False)
 
 
+def write_activation(
+    path: str | os.PathLike[str],
+    particle_id: NDArray[np.int64],
+    networks: Mapping[str, tuple[NDArray[np.float32], Sequence[str], NDArray[np.float64]]],
+) -> None:
+    """Write class activation maps, atomically: `particle_id (N,)`, and of each network by its name
+    `maps (N, b, b, b)`, the class `named` and its `probability (N,)`."""
+    with atomic_stream(path) as stream, h5py.File(stream, "w") as file:
+        file.create_dataset("particle_id", data=particle_id, track_times=False)
+        for name, (maps, named, probability) in networks.items():
+            group = file.create_group(name)
+            data = _create(group, "maps", maps.shape, np.float32)
+            for k, values in enumerate(maps):
+                data[k] = values
+                stream.check()
+            kind = h5py.string_dtype()
+            group.create_dataset("named", data=list(named), dtype=kind, track_times=False)
+            group.create_dataset("probability", data=probability, track_times=False)
+
+
 def write_simulated(
     path: str | os.PathLike[str],
     boxes: Sequence[SimulatedBox],

@@ -20,7 +20,7 @@ from tomoline.io.atomic import write_text
 
 CARD, WEIGHTS = "card.yaml", "weights.safetensors"
 # Networks that name a subtomogram as a whole; the others name each of its voxels.
-NAME_WHOLE = frozenset({"dsmnet"})
+NAME_WHOLE = frozenset({"densenet", "dsmnet", "vgg"})
 MULTITASK = frozenset({"classification", "segmentation", "recovery"})  # DSM-Net's subnets
 
 

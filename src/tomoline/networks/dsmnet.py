@@ -128,6 +128,14 @@ class DSMNet(nn.Module):
         """Feature vectors `(B, features)` of subtomograms."""
         return self._features(self._backbone(x, len(self.blocks)))
 
+    def maps(self, x: Tensor) -> Tensor:
+        """The last maps `(B, maps[-1], z, y, x)`, whose means over space are classified."""
+        return self._backbone(x, len(self.blocks))
+
+    def of_means(self, means: Tensor) -> Tensor:
+        """Logits `(B, classes)` of the last maps' means `(B, maps[-1])`."""
+        return self.above(means, "head")
+
     def below(self, x: Tensor, layers: Layers) -> Tensor:
         """What the layers that stay as they are make of subtomograms `(B, in_channels, Z, Y, X)`.
 

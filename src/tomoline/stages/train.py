@@ -159,8 +159,10 @@ def _parameters(settings: TrainSettings, classes: int) -> dict[str, Any]:
     """What the kind of network takes, as its card keeps it."""
     if settings.network == "unet":
         return {"classes": classes, "filters": list(settings.filters)}
-    if settings.network == "dsmnet":
-        return {"classes": classes, **settings.dsmnet.model_dump(mode="json")}
+    if settings.network in ("dsmnet", "densenet"):
+        return {"classes": classes, **getattr(settings, settings.network).model_dump(mode="json")}
+    if settings.network in ("vgg", "encoder_decoder"):
+        return {"classes": classes}
     return {"classes": classes, **settings.shape.model_dump()}
 
 

@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from tomoline.contracts import EXPECTED_PRECISION, VolumeTransform
 from tomoline.errors import InputError
 from tomoline.evaluation.calibration import expected_precision, tempered
+from tomoline.evaluation.ensemble import joint_vote, pooled_odds
 from tomoline.evaluation.sifting import Evidence, particle_probability
 from tomoline.io.cluster_names import read_clusters, read_names
 from tomoline.io.mrc import write_compressed_volume
@@ -43,6 +44,7 @@ from tomoline.ops.votes import (
 )
 from tomoline.settings import DatasetSettings, VoteSettings, validated
 from tomoline.stages.extract import CENTRE_COLUMNS
+from tomoline.stages.members import of_members
 
 SETTINGS = VoteSettings
 log = get_logger(__name__)
@@ -66,7 +68,8 @@ def run(
     reason. p_<class> follow the classifier's temperature; where the
     localizer's card has a precision curve, there is the column `expected_precision`. Where the
     classifier sifts the localizer's candidates, both that and the score are the probability that
-    there is a particle.
+    there is a particle. Of an ensemble each classifier has a `classes_<k>` and a `classifier_<k>`,
+    and the class is by all their probabilities (`tomoline.evaluation.ensemble`).
 
     With the inputs `clusters` (clusters.csv of the discovery) and `cluster_names` (a user's file),
     candidates of a named cluster are of that class, those too that were taken for background; they
@@ -74,25 +77,17 @@ def run(
     """
     candidates = read_candidates(inputs["candidates"])
     transform = VolumeTransform.load(inputs["transform"])
-    with open_classes(inputs["classes"]) as boxes:
-        accepted = candidates[candidates["status"] == ACCEPTED]
-        if not np.array_equal(boxes.candidate_id, accepted["candidate_id"].to_numpy()):
-            raise InputError(
-                inputs["classes"], expected=f"the {len(accepted)} accepted candidates of "
-                f"{inputs['candidates']}", found=f"{len(boxes)} others",
-                remedy="delete subtomograms.h5 and classes.h5 and run again",
-            )  # fmt: skip
-        results = votes_of(boxes, accepted, settings)
-        votes = dict(zip(boxes.candidate_id.tolist(), results, strict=True))
-        classes = boxes.classes[1:]
-    localizer, classifier = load_card(inputs["localizer"]), load_card(inputs["classifier"])
-    judged = [votes.get(number) for number in candidates["candidate_id"]]
+    localizer = load_card(inputs["localizer"])
+    classifiers = [load_card(card) for card in of_members(inputs, "classifier")]
+    files = of_members(inputs, "classes")
+    members = [_votes_in(path, candidates, inputs["candidates"], settings) for path in files]
+    classes = classifiers[0].classes[1:]
     score, contrast = (candidates[name].to_numpy(float) for name in ("score", "contrast"))
-    sifted = sift(judged, score, contrast, localizer, classifier)
+    sifted = sift_together(members, score, contrast, localizer, classifiers)
+    judged, temperature = together(members, classifiers)
     least = sifted.least if settings.min_probability is None else settings.min_probability
     verdicts = [
-        _verdict(reason, result, classes, settings,
-                 classifier.temperature, is_background=p < least)
+        _verdict(reason, result, classes, settings, temperature, is_background=p < least)
         for reason, result, p in zip(candidates["reason"], judged, sifted.probability, strict=True)
     ]  # fmt: skip
     columns = _place_columns(candidates, transform, tomogram, _binning(transform, dataset))
@@ -113,7 +108,7 @@ def run(
     kept = np.array([row["status"] == ACCEPTED for row in verdicts], bool)
     centres = candidates[CENTRE_COLUMNS].to_numpy(float)[kept]
     found = [vote for vote, keep in zip(judged, kept, strict=True) if keep and vote is not None]
-    if classifier.names_whole:
+    if has_balls(classifiers):
         found = placed(found, centres, candidates["size_vox"].to_numpy()[kept], settings)
     write_compressed_volume(
         outputs["segmentation"],
@@ -121,6 +116,39 @@ def run(
         transform.prepared_voxel_size_angstrom,
     )
     _tell(table)
+
+
+def _votes_in(
+    path: str, candidates: pd.DataFrame, source: str, settings: VoteSettings
+) -> list[Vote | None]:
+    """A classifier's votes, one a candidate; None for those that were rejected before."""
+    with open_classes(path) as boxes:
+        accepted = candidates[candidates["status"] == ACCEPTED]
+        if not np.array_equal(boxes.candidate_id, accepted["candidate_id"].to_numpy()):
+            raise InputError(
+                path, expected=f"the {len(accepted)} accepted candidates of {source}",
+                found=f"{len(boxes)} others",
+                remedy="delete subtomograms.h5 and classes.h5 and run again",
+            )  # fmt: skip
+        results = votes_of(boxes, accepted, settings)
+        votes = dict(zip(boxes.candidate_id.tolist(), results, strict=True))
+    return [votes.get(number) for number in candidates["candidate_id"]]
+
+
+def has_balls(classifiers: Sequence[ModelCard]) -> bool:
+    """Whether the map of classes has balls about the centres, as no voxels were named, or by
+    several that need not agree."""
+    return len(classifiers) > 1 or classifiers[0].names_whole
+
+
+def together(
+    members: Sequence[Sequence[Vote | None]], classifiers: Sequence[ModelCard]
+) -> tuple[list[Vote | None], float | None]:
+    """One vote a candidate of the votes of all classifiers, and the temperature it is to follow."""
+    if len(members) == 1:
+        return list(members[0]), classifiers[0].temperature
+    temperatures = [card.temperature for card in classifiers]
+    return [joint_vote(votes, temperatures) for votes in zip(*members, strict=True)], None
 
 
 @dataclass(frozen=True)
@@ -156,6 +184,33 @@ def sift(
         return Sifted(1 - background, 0.5, by_card=False)
     probability = particle_probability(Evidence(score, background, contrast), fit)
     return Sifted(np.where(known, probability, 0.0), fit.least, by_card=True)
+
+
+def sift_together(
+    members: Sequence[Sequence[Vote | None]],
+    score: NDArray[np.float64],
+    contrast: NDArray[np.float64],
+    localizer: ModelCard,
+    classifiers: Sequence[ModelCard],
+) -> Sifted:
+    """What the classifiers that name whole subtomograms make of the candidates, together.
+
+    Those that were fitted to the localizer judge; where none was, all of them by their share of
+    background. The mean of log-odds is compared with that of their least probabilities.
+    """
+    judges = [
+        sift(votes, score, contrast, localizer, card)
+        for votes, card in zip(members, classifiers, strict=True)
+        if card.names_whole or len(classifiers) == 1
+    ]
+    fitted = [one for one in judges if one.by_card]
+    judges = fitted or judges
+    if len(judges) < 2:
+        return judges[0] if judges else Sifted(np.ones(len(score)), 0.0, by_card=False)
+    p = pooled_odds([one.probability for one in judges])
+    least = pooled_odds([np.array([one.least]) for one in judges])
+    seen = np.array([any(v is not None for v in votes) for votes in zip(*members, strict=True)])
+    return Sifted(np.where(seen, p, 0.0), float(least[0]), by_card=bool(fitted))
 
 
 def votes_of(

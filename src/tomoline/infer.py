@@ -120,14 +120,17 @@ class Runner:
         """What DSM-Net with all its subnets makes of `(B, 1, Z, Y, X)`: `(B, F + C + 2 Z Y X)`.
 
         In a row: features, class probabilities, probability that a voxel is the particle's, and
-        its density; each the mean over the flips, the last two turned back.
+        its density; each the mean over the flips, the last two turned back. Of one that only names
+        subtomograms the first two `(B, F + C)`.
         """
         network: Any = self.network
         total: Tensor | None = None
         with torch.inference_mode():
             for axes, turned in self._turned(x):
                 features, found = network.described(turned)
-                voxels = [found.segmentation.float().softmax(1)[:, 1:], found.recovery.float()]
+                voxels: list[Tensor] = []
+                if found.recovery is not None:
+                    voxels = [found.segmentation.float().softmax(1)[:, 1:], found.recovery.float()]
                 voxels = [v.flip(axes) if axes else v for v in voxels]
                 parts = [features.float(), found.classes.float().softmax(1), *voxels]
                 row = torch.cat([part.flatten(1) for part in parts], 1)

@@ -846,9 +846,10 @@ class DiscoverSettings(InferenceSettings):
         False, description="Also look for clusters among each data set's candidates."
     )
     model: str = Field(
-        "results/models/dsmnet-multitask-classifier",
-        description="Network that has all three subnets of DSM-Net; the default is what "
-        "config/training/dsmnet-multitask.yaml makes. A name or a path as in `models`.",
+        "dsmnet-classifier",
+        description="DSM-Net whose features are clustered; one with all three subnets, such as "
+        "config/training/dsmnet-multitask.yaml makes, gives masks and densities too. A name or a "
+        "path as in `models`.",
     )
     test_time_flips: Flips = Field(
         4, description="Average over this many flips of the input (the missing wedge stays)."

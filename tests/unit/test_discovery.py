@@ -26,7 +26,7 @@ from tomoline.io.stacks import open_stack, write_stack
 from tomoline.io.subtomograms import open_simulated, write_subtomograms
 from tomoline.io.tables import particle_table
 from tomoline.networks.blocks import count_parameters
-from tomoline.networks.cards import ModelCard
+from tomoline.networks.cards import ModelCard, check_multitask, load_card
 from tomoline.networks.dsmnet import DSMNet
 from tomoline.networks.registry import build
 from tomoline.networks.weights import save_model
@@ -220,7 +220,7 @@ def test_features_do_not_depend_on_the_others_of_a_batch(tmp_path):
 
 
 @pytest.mark.parametrize("subnets,box,words", [
-    (["classification"], 12, "subnets"), (ALL, 18, "at least 18 voxels"),
+    (ALL[::2], 12, "subnets"), (ALL, 18, "at least 18 voxels"),
 ])  # fmt: skip
 def test_networks_and_boxes_that_do_not_fit_are_refused(tmp_path, subnets, box, words):
     save_multitask(tmp_path / "model", subnets, box)
@@ -228,6 +228,34 @@ def test_networks_and_boxes_that_do_not_fit_are_refused(tmp_path, subnets, box, 
               "card": tmp_path / "model" / "card.yaml"}  # fmt: skip
     with pytest.raises(InputError, match=words):
         multitask.run(inputs, {}, settings=DiscoverSettings(device="cpu"))
+
+
+def test_a_network_that_only_names_gives_features_and_no_masks(tmp_path):
+    network = save_multitask(tmp_path / "model", ["classification"])
+    given = write_set(tmp_path / "set.h5", each=3)
+    outputs = {name: tmp_path / f"{name}.out" for name in ("features", "densities")}
+    settings = DiscoverSettings(device="cpu", precision="float32", test_time_flips=1, batch_size=4)
+    card = tmp_path / "model" / "card.yaml"
+    multitask.run({"subtomograms": given, "card": card}, outputs, settings=settings)
+    with open_simulated(given) as boxes:
+        values = boxes.values[:, 2:14, 2:14, 2:14]
+    found = read_features(outputs["features"])
+    with torch.no_grad():
+        wanted = network.features(torch.from_numpy(values)[:, None])
+    np.testing.assert_allclose(found.features, wanted, atol=1e-5)
+    np.testing.assert_array_equal(open_stack(outputs["densities"]), -values)
+    assert not found.recovered
+    pages = {key: tmp_path / key for key in ("clusters", "curve", "enrichment", "means",
+                                             "class_means", "figures", "page")}  # fmt: skip
+    inputs = {"features": [outputs["features"]], "densities": [outputs["densities"]],
+              "simulated": [given]}  # fmt: skip
+    discover.run(inputs, pages, settings=DiscoverSettings(clusters=2, most_clusters=3),
+                 title="t", tomograms=["set"])  # fmt: skip
+    page = pages["page"].read_text()
+    assert "recovers no densities" in page and "Recovered against true" not in page
+    check_multitask(load_card(card), "x")
+    with pytest.raises(InputError, match="recovery, segmentation"):
+        check_multitask(load_card(card), "x", masks=True)
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ from tomoline.stages.checks import (
     models_of,
     shown_models,
     start_of,
+    subnets_of,
 )
 from tomoline.stages.members import numbered
 from tomoline.stages.memory import Available

@@ -5,6 +5,8 @@
 
 DISCOVER_MODEL = model_path(CONFIG.discover.model, CONFIG.models.folder).as_posix()
 DISCOVERED = f"results/discovered/{CONFIG.discover.name}"
+# What only names subtomograms marks no voxels.
+MASKS = "segmentation" in refused(subnets_of, CONFIG)
 OWN_FILES = {f"{k:03d}": path for k, path in enumerate(CONFIG.discover.files, 1)}
 
 if workflow.is_main_process and "discover" in sys.argv:
@@ -46,8 +48,8 @@ rule multitask:
         subtomograms=rules.extract_multitask.output.subtomograms,
         card=f"{DISCOVER_MODEL}/card.yaml",
     output:
+        **({"masks": f"{TOMOGRAM}/discovery/masks.mrc"} if MASKS else {}),
         features=f"{TOMOGRAM}/discovery/features.h5",
-        masks=f"{TOMOGRAM}/discovery/masks.mrc",
         densities=f"{TOMOGRAM}/discovery/densities.mrc",
     log:
         log_of("multitask"),
@@ -76,8 +78,8 @@ use rule multitask as multitask_file with:
         subtomograms=lambda wildcards: OWN_FILES[wildcards.part],
         card=f"{DISCOVER_MODEL}/card.yaml",
     output:
+        **({"masks": f"{DISCOVERED}/{{part}}/masks.mrc"} if MASKS else {}),
         features=f"{DISCOVERED}/{{part}}/features.h5",
-        masks=f"{DISCOVERED}/{{part}}/masks.mrc",
         densities=f"{DISCOVERED}/{{part}}/densities.mrc",
     log:
         f"{DISCOVERED}/logs/multitask_{{part}}.log",

@@ -1,8 +1,9 @@
 """What a multi-task network says of subtomograms beside masks and densities, in one HDF5 file.
 
 `features` (N, F) float32, `probabilities` (N, C) float32, `candidate_id` (N,); attributes `classes`
-(C names, the first background), `model`, `weights_sha256`, `box_vox`, `voxel_size_angstrom`. Where
-the truth of the subtomograms is in their file: `true` (N,), names of their classes.
+(C names, the first background), `model`, `weights_sha256`, `box_vox`, `voxel_size_angstrom`,
+`recovered` (whether the network recovered densities). Where the truth of the subtomograms is in
+their file: `true` (N,), names of their classes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Features:
     box_vox: int
     voxel_size_angstrom: float
     true: list[str]
+    recovered: bool = True
 
     def __len__(self) -> int:
         return len(self.candidate_id)
@@ -42,7 +44,7 @@ class Features:
         return [self.classes[k] for k in self.probabilities.argmax(1)]
 
 
-_ATTRIBUTES = ("model", "weights_sha256", "box_vox", "voxel_size_angstrom")
+_ATTRIBUTES = ("model", "weights_sha256", "box_vox", "voxel_size_angstrom", "recovered")
 
 
 def write_features(path: str | os.PathLike[str], found: Features) -> None:
@@ -70,6 +72,7 @@ def read_features(path: str | os.PathLike[str]) -> Features:
                 weights_sha256=str(file.attrs["weights_sha256"]),
                 box_vox=int(file.attrs["box_vox"]),
                 voxel_size_angstrom=float(file.attrs["voxel_size_angstrom"]),
+                recovered=bool(file.attrs["recovered"]),
                 true=[name.decode() for name in file["true"][()]] if "true" in file else [],
             )
     except (OSError, KeyError) as error:

@@ -208,12 +208,21 @@ def verify_weights(path: str | Path) -> ModelCard:
     return card
 
 
-def check_multitask(card: ModelCard, source: str) -> None:
-    """InputError for a model that is no DSM-Net with all three subnets."""
+def check_multitask(card: ModelCard, source: str, *, masks: bool = False) -> None:
+    """Refuse a model that gives no features of subtomograms.
+
+    Raises
+    ------
+    InputError
+        Unless it is a DSM-Net that names them, alone or with both of its other subnets; where
+        `masks` are wanted, with both.
+    """
     found = set(card.parameters.get("subnets", ["classification"]))
-    if card.network != "dsmnet" or found != MULTITASK:
+    legal = [set(MULTITASK)] if masks else [set(MULTITASK), {"classification"}]
+    if card.network != "dsmnet" or found not in legal:
+        wanted = " or ".join(", ".join(sorted(subnets)) for subnets in legal)
         raise InputError(
-            source, expected=f"a dsmnet with the subnets {', '.join(sorted(MULTITASK))}",
+            source, expected=f"a dsmnet with the subnets {wanted}",
             found=f"{card.network} with {', '.join(sorted(found))}",
             remedy="name another model in discover.model, or train one "
             "(config/training/dsmnet-multitask.yaml)",

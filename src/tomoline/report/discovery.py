@@ -55,6 +55,7 @@ class Discovery:
     voxel_size_angstrom: float
     shells: Mapping[str, ShellCorrelation] = field(default_factory=dict)
     unseen: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    recovered: bool = True
 
 
 def discovery_page(found: Discovery) -> str:
@@ -145,6 +146,13 @@ def _looks(found: Discovery) -> str:
         "subtomogram nearest to the cluster's middle. What is recovered follows what the network "
         "was taught: details are a guess, to be confirmed by averaging."
     )
+    if not found.recovered:
+        words = (
+            f"Boxes are {edge:.0f} nm wide. Each is the mean of a cluster's subtomograms as they "
+            "lie, in all orientations, with noise, missing wedge and neighbours, dense is dark: "
+            "it shows size and hollowness. This network recovers no densities; one with all "
+            "subnets does (docs/subtomograms.md)."
+        )
     cards = []
     for look in found.looks:
         images = "".join(
@@ -152,7 +160,9 @@ def _looks(found: Discovery) -> str:
             f'src="{pages.data_uri(isosurface_png(density), "image/png")}">'
             f'<img alt="Sections of the {what}" src="{_sections(density)}">'
             f"<figcaption>{what}</figcaption></figure>"
-            for what, density in (("mean", look.mean), ("single", look.middle))
+            for what, density in (("mean", look.mean), ("single", look.middle))[
+                : 2 if found.recovered else 1
+            ]
         )
         named = f": {escape(look.name)}" if look.name else ""
         cards.append(

@@ -250,6 +250,18 @@ def _check_role(folder: Path, card: ModelCard, role: str) -> None:
         )
 
 
+def subnets_of(config: Config, root: str | Path = ".") -> list[str]:
+    """Subnets of the discovery's network: by its card, or by the training that is to make it."""
+    folder = model_path(config.discover.model, config.models.folder)
+    if folder == Path("results/models") / f"{config.train.name}-classifier":
+        return list(config.train.dsmnet.subnets)
+    try:
+        card = load_card(Path(root) / folder)
+    except InputError:  # told where the discovery is asked for
+        return []
+    return list(card.parameters.get("subnets", []))
+
+
 def check_discovery(
     config: Config, root: str | Path = ".", read: Callable[[str | Path], ModelCard] = verify_weights
 ) -> None:
@@ -263,7 +275,8 @@ def check_discovery(
     wanted, root = config.discover, Path(root)
     folder = model_path(wanted.model, config.models.folder)
     if folder != Path("results/models") / f"{config.train.name}-classifier":
-        check_multitask(read(root / folder), "discover.model")
+        masks = config.vote.masks == "dsmnet"
+        check_multitask(read(root / folder), "discover.model", masks=masks)
     for dataset, file in wanted.names.items():
         if dataset not in config.datasets or not (root / file).is_file():
             raise InputError(

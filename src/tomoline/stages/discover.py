@@ -97,7 +97,7 @@ def run(
     page = Discovery(
         title=title, model=found.model, clustering=mark, points=points, curve=chosen.curve,
         enriched=enriched, looks=looks, voxel_size_angstrom=found.voxel_size_angstrom,
-        shells=shells, unseen=unseen,
+        shells=shells, unseen=unseen, recovered=found.recovered,
         chosen_by="as discover.clusters says" if settings.clusters else "the largest silhouette",
     )  # fmt: skip
     write_json(outputs["figures"], {
@@ -136,6 +136,7 @@ def gather(features: Sequence[str], densities: Sequence[str], tomograms: Sequenc
     found = Features(
         **joined, classes=first.classes, model=first.model, weights_sha256=first.weights_sha256,
         box_vox=first.box_vox, voxel_size_angstrom=first.voxel_size_angstrom,
+        recovered=first.recovered,
         true=[name for part in parts for name in part.true] if known else [],
     )  # fmt: skip
     names = [name for name, part in zip(tomograms, parts, strict=True) for _ in range(len(part))]
@@ -184,7 +185,8 @@ def _mean(all_of: Gathered, places: NDArray[np.integer]) -> NDArray[np.float32]:
 
 def _shells(all_of: Gathered, simulated: Sequence[str]) -> dict[str, ShellCorrelation]:
     """Correlation of recovered with true densities, by true class, where all files have them."""
-    if not simulated or not all(simulated) or not all_of.found.true:
+    found = all_of.found
+    if not (simulated and all(simulated) and found.true and found.recovered):
         return {}
     true = np.array(all_of.found.true)
     shells = {}

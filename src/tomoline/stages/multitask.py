@@ -14,7 +14,7 @@ from tomoline.io.features import Features, write_features
 from tomoline.io.stacks import write_stack
 from tomoline.io.subtomograms import Subtomograms, open_subtomograms, true_classes
 from tomoline.log import get_logger
-from tomoline.networks.cards import check_multitask
+from tomoline.networks.cards import MULTITASK, check_multitask
 from tomoline.settings import DiscoverSettings
 
 SETTINGS = DiscoverSettings
@@ -31,7 +31,8 @@ def run(
     (HDF5, `tomoline.io.features`) and two stacks of volumes (MRC) in the order of `candidate_id`:
     `masks`, 1 in the particle's own voxels and 0 in its neighbours', and `densities`, what it looks
     like alone, without noise and missing wedge, 1 a protein's. Boxes larger than the network's are
-    cut to their middle.
+    cut to their middle. A network that only names subtomograms gives no `masks`, and `densities`
+    are the subtomograms themselves with the sign turned, so that dense is positive.
     """
     runner = make_runner(inputs["card"], settings)
     check_multitask(runner.card, str(inputs["card"]))
@@ -81,13 +82,19 @@ def _write(
     known = int(runner.card.parameters.get("features", 1024))
     columns = known + len(runner.card.classes)
     vectors = np.empty((len(boxes), columns), np.float32)
+    recovered = set(runner.card.parameters.get("subnets", [])) >= MULTITASK
+    middles = _Middles(boxes.boxes, edge)
     # One file is written after the other, so the masks wait, a bit a voxel.
     masks = np.empty((len(boxes), (edge**3 + 7) // 8), np.uint8)
 
     def densities() -> Iterator[NDArray[np.float32]]:
         for k, row in enumerate(rows):
+            vectors[k] = row[:columns]
+            if not recovered:
+                yield -np.asarray(middles[k : k + 1][0], np.float32)
+                continue
             mask, density = row[columns:].reshape(2, edge, edge, edge)
-            vectors[k], masks[k] = row[:columns], np.packbits(mask > OWN)
+            masks[k] = np.packbits(mask > OWN)
             yield density
 
     same: dict[str, Any] = {"box_vox": edge, "voxel_size_angstrom": size}
@@ -96,12 +103,13 @@ def _write(
         np.unpackbits(mask, count=edge**3).reshape(edge, edge, edge).astype(np.int8)
         for mask in masks
     )
-    write_stack(outputs["masks"], unpacked, kind=np.int8, **same)
+    if recovered:
+        write_stack(outputs["masks"], unpacked, kind=np.int8, **same)
     found = Features(
         features=vectors[:, :known], probabilities=vectors[:, known:],
         candidate_id=boxes.candidate_id, classes=runner.card.classes, model=runner.card.name,
         weights_sha256=runner.card.weights_sha256, true=true_classes(inputs["subtomograms"]),
-        **same,
+        recovered=recovered, **same,
     )  # fmt: skip
     write_features(outputs["features"], found)
     log.info("%d subtomograms", len(found))

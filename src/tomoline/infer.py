@@ -132,8 +132,8 @@ class Runner:
                 parts = [features.float(), found.classes.float().softmax(1), *voxels]
                 row = torch.cat([part.flatten(1) for part in parts], 1)
                 total = row if total is None else total.add_(row)
-        assert total is not None
-        return total.div_(self.flips)
+            assert total is not None
+            return total.div_(self.flips)
 
 
 def as_bytes(p: Tensor) -> Tensor:

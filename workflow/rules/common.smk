@@ -29,6 +29,7 @@ from tomoline.stages.benchmark_files import (
 from tomoline.stages.benchmark_plan import make_plan
 from tomoline.stages.checks import (
     CONFIG_FILE,
+    check_discovery,
     check_run,
     labelled_rows,
     models_of,

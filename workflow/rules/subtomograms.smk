@@ -7,6 +7,9 @@ DISCOVER_MODEL = model_path(CONFIG.discover.model, CONFIG.models.folder).as_posi
 DISCOVERED = f"results/discovered/{CONFIG.discover.name}"
 OWN_FILES = {f"{k:03d}": path for k, path in enumerate(CONFIG.discover.files, 1)}
 
+if workflow.is_main_process and "discover" in sys.argv:
+    refused(check_discovery, CONFIG)
+
 
 wildcard_constraints:
     part=one_of(OWN_FILES),

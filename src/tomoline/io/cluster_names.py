@@ -75,7 +75,7 @@ def read_names(path: str | os.PathLike[str], *, clustering: str, clusters: int) 
     names = raw["names"] if isinstance(raw["names"], dict) else {}
     wrong = [
         f"{number!r}: {name!r}" for number, name in names.items()
-        if not isinstance(number, int) or not 1 <= number <= clusters
+        if type(number) is not int or not 1 <= number <= clusters
         or not isinstance(name, str) or not re.fullmatch(SAFE_NAME, name) or name == BACKGROUND
     ]  # fmt: skip
     if wrong or not names:

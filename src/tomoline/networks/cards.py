@@ -21,6 +21,7 @@ from tomoline.io.atomic import write_text
 CARD, WEIGHTS = "card.yaml", "weights.safetensors"
 # Networks that name a subtomogram as a whole; the others name each of its voxels.
 NAME_WHOLE = frozenset({"densenet", "dsmnet", "vgg"})
+MULTITASK = frozenset({"classification", "segmentation", "recovery"})  # DSM-Net's subnets
 
 
 class Range(BaseModel):
@@ -205,3 +206,15 @@ def verify_weights(path: str | Path) -> ModelCard:
             remedy="the file is damaged or belongs to another card: copy both again",
         )  # fmt: skip
     return card
+
+
+def check_multitask(card: ModelCard, source: str) -> None:
+    """InputError for a model that is no DSM-Net with all three subnets."""
+    found = set(card.parameters.get("subnets", ["classification"]))
+    if card.network != "dsmnet" or found != MULTITASK:
+        raise InputError(
+            source, expected=f"a dsmnet with the subnets {', '.join(sorted(MULTITASK))}",
+            found=f"{card.network} with {', '.join(sorted(found))}",
+            remedy="name another model in discover.model, or train one "
+            "(config/training/dsmnet-multitask.yaml)",
+        )  # fmt: skip

@@ -1,13 +1,15 @@
 """Which benchmarks and trainings a configuration asks for: its own, and those of experiments.
 
 An experiment (`config/benchmarks/experiments/<name>.yaml`) compares trainings that differ from the
-configuration's `train` section, all else equal. Each becomes a benchmark of its own, of our line
-with the models of each variant; variants that train alike share a training. Where the trainings
-learn from sets of subtomograms they are compared on the sets' own test subtomograms instead.
+configuration's `train` section, all else equal. The variants of all experiments are the methods of
+one benchmark, so that what stands in several experiments is trained and run once; each experiment
+has a table of its own methods. Where the trainings learn from sets of subtomograms they are
+compared on the sets' own test subtomograms instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,25 +22,36 @@ from tomoline.settings import (
     BenchmarkSettings,
     Config,
     ExperimentSettings,
+    ExperimentVariant,
     TrainSettings,
     validated,
 )
 from tomoline.stages.benchmark_files import check_benchmark
 
 MODELS = "results/models"
+COMMON = "common"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A question and, by the label of each variant, the method that answers it."""
+
+    settings: ExperimentSettings
+    methods: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Benchmarks and trainings by name; `experiments` by the name of their benchmark.
+    """Benchmarks and trainings by name; `experiments` by the name of their tables.
 
-    `comparisons`, of trainings on sets of subtomograms, by the name of their file: the training of
-    each variant.
+    `variants` names the benchmark that runs the methods of all experiments. `comparisons`, of
+    trainings on sets of subtomograms, are by the name of their file.
     """
 
     benchmarks: dict[str, BenchmarkSettings] = field(default_factory=dict)
     trainings: dict[str, TrainSettings] = field(default_factory=dict)
-    experiments: dict[str, ExperimentSettings] = field(default_factory=dict)
+    experiments: dict[str, Experiment] = field(default_factory=dict)
+    variants: str = ""
     comparisons: dict[str, Comparison] = field(default_factory=dict)
 
     def of_task(self, task: str, *, sets: bool = False) -> list[str]:
@@ -47,6 +60,15 @@ class Plan:
             name for name, s in self.trainings.items()
             if s.task == task and (s.source == "subtomograms") == sets
         ]  # fmt: skip
+
+    def table(self, name: str) -> tuple[BenchmarkSettings, dict[str, str]]:
+        """A table's benchmark with the methods in it, and what the table calls them."""
+        if name not in self.experiments:
+            return self.benchmarks[name], {}
+        labels = {key: label for label, key in self.experiments[name].methods.items()}
+        whole = self.benchmarks[self.variants]
+        methods = {key: whole.methods[key] for key in labels}
+        return whole.model_copy(update={"methods": methods}), labels
 
 
 @dataclass(frozen=True)
@@ -79,30 +101,42 @@ def make_plan(config: Config, *, root: str | Path = ".") -> Plan:
     benchmarks: dict[str, BenchmarkSettings] = {}
     if own.methods:
         benchmarks[own.name] = own
-    experiments: dict[str, ExperimentSettings] = {}
+    experiments: dict[str, Experiment] = {}
     comparisons: dict[str, Comparison] = {}
+    methods: dict[str, BenchmarkMethod] = {}
     for file in _files(own, Path(root)):
         experiment = validated(ExperimentSettings, _read(file), source=file)
-        name = f"{own.name}-{file.stem}"
         if config.train.source == "subtomograms":
             comparisons[file.stem] = _comparison(config, file, experiment, trainings)
             continue
-        methods = {}
+        chosen: dict[str, str] = {}
         for label, variant in experiment.variants.items():
             source = f"{file}, variant {label}"
-            settings = _training(config, file.stem, label, variant.train, source=source)
-            _check_joint(settings, source)
+            settings = _training(config, file.stem, label, variant, source=source)
+            _check_task(settings, variant, source)
             trainings.setdefault(settings.name, settings)
-            models = {part: f"{settings.name}-{part}" for part in ("localizer", "classifier")}
-            chosen = {"kind": "tomoline", "folder": MODELS, **models, **variant.method}
-            methods[label] = validated(BenchmarkMethod, chosen, source=source)
-        benchmarks[name] = own.model_copy(update={"name": name, "methods": methods})
-        experiments[name] = experiment
+            method = _method(settings, variant, flips=own.flips, source=source)
+            key = next((key for key, known in methods.items() if known == method), None)
+            if key is None:
+                alone = variant.train or variant.method
+                key = f"{file.stem}-{label}" if alone else COMMON
+                methods[key] = method
+            if key in chosen.values():
+                raise InputError(
+                    source, expected="a variant unlike the others", found="the same settings",
+                    remedy="change what the question is about, or leave the variant out",
+                )  # fmt: skip
+            chosen[label] = key
+        experiments[f"{own.name}-{file.stem}"] = Experiment(settings=experiment, methods=chosen)
+    variants = f"{own.name}-variants" if experiments else ""
+    if experiments:
+        benchmarks[variants] = own.model_copy(update={"name": variants, "methods": methods})
     for benchmark in benchmarks.values():
         check_benchmark(benchmark)
     return Plan(
-        benchmarks=benchmarks, trainings=trainings, experiments=experiments, comparisons=comparisons
-    )
+        benchmarks=benchmarks, trainings=trainings, experiments=experiments, variants=variants,
+        comparisons=comparisons,
+    )  # fmt: skip
 
 
 def _comparison(
@@ -118,7 +152,7 @@ def _comparison(
                 "compared on subtomograms", found="settings of `method`",
                 remedy="leave `method` out",
             )  # fmt: skip
-        settings = _training(config, file.stem, label, variant.train, source=source)
+        settings = _training(config, file.stem, label, variant, source=source)
         # Another question may have asked for the same.
         same = (t.name for t in trainings.values() if _alike(t, settings))
         names[label] = next(same, settings.name)
@@ -126,12 +160,25 @@ def _comparison(
     return Comparison(experiment, names)
 
 
+def _method(
+    training: TrainSettings, variant: ExperimentVariant, *, flips: int | None, source: str
+) -> BenchmarkMethod:
+    """The line, or what the variant has instead, with the models of its training."""
+    models = {part: f"{training.name}-{part}" for part in ("localizer", "classifier")}
+    if training.task != "joint":
+        del models["localizer"]
+    chosen = {"kind": "tomoline", "folder": MODELS, **models, **variant.method}
+    if chosen["kind"] == "tomoline":
+        chosen = {"flips": flips, **chosen}
+    return validated(BenchmarkMethod, chosen, source=source)
+
+
 def _training(
-    config: Config, experiment: str, label: str, changed: dict[str, Any], *, source: str
+    config: Config, experiment: str, label: str, variant: ExperimentVariant, *, source: str
 ) -> TrainSettings:
     """A variant's training; those that change nothing share the common one."""
-    own = config.benchmark.name
-    name = f"{own}-{experiment}-{label}" if changed else f"{own}-common"
+    own, changed = config.benchmark.name, variant.train
+    name = f"{own}-{experiment}-{label}" if changed else f"{own}-{COMMON}"
     common = config.train.model_dump(mode="json", exclude_defaults=True)
     return validated(TrainSettings, {**_merged(common, changed), "name": name}, source=source)
 
@@ -140,11 +187,13 @@ def _alike(one: TrainSettings, other: TrainSettings) -> bool:
     return one.model_copy(update={"name": other.name}) == other
 
 
-def _check_joint(settings: TrainSettings, source: str) -> None:
-    if settings.task != "joint":
+def _check_task(settings: TrainSettings, variant: ExperimentVariant, source: str) -> None:
+    voxels = variant.method.get("kind") == "unet"  # needs no localizer
+    if settings.task != ("classifier" if voxels else "joint"):
         raise InputError(
-            source, expected="task joint, which makes the localizer and the classifier of a line",
-            found=f"task {settings.task}", remedy="leave `task` out",
+            source, expected="task joint, which makes the localizer and the classifier of a line, "
+            "or task classifier for a method of kind unet",
+            found=f"task {settings.task}", remedy="correct the variant's `task` or its `kind`",
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ key and lists what is known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -18,7 +18,7 @@ from tomoline.errors import InputError
 from tomoline.export.dialect import check_classes
 from tomoline.export.registry import dialect
 from tomoline.io.sheet import DATASETS_FOLDER, SheetRow, labels_file, load_dataset
-from tomoline.networks.cards import ModelCard, load_card, verify_weights
+from tomoline.networks.cards import ModelCard, check_multitask, load_card, verify_weights
 from tomoline.settings import Config, DatasetSettings, model_path
 from tomoline.stages.members import check_members, numbered, of_members
 
@@ -194,6 +194,8 @@ def check_run(config: Config, *, root: str | Path = ".", thorough: bool = True) 
     for role, card in cards.items():
         _check_role(models[role], card, role.partition("_")[0])
     check_members(of_members(cards, "classifier"))
+    if config.discover.enabled or config.discover.names:
+        check_discovery(config, root, read)
     if config.activation.wanted:
         _check_shown([read(root / folder) for folder in shown_models(config)], cards["localizer"])
     for name in config.export.dialects:
@@ -246,6 +248,28 @@ def _check_role(folder: Path, card: ModelCard, role: str) -> None:
             found=f"{folder.name}, a {card.role}",
             remedy="name another model in config.yaml",
         )
+
+
+def check_discovery(
+    config: Config, root: str | Path = ".", read: Callable[[str | Path], ModelCard] = verify_weights
+) -> None:
+    """Check the network of the discovery, unless this run trains it, and the files of names.
+
+    Raises
+    ------
+    InputError
+        A model that is not there or has not all subnets, a file or data set that is not there.
+    """
+    wanted, root = config.discover, Path(root)
+    folder = model_path(wanted.model, config.models.folder)
+    if folder != Path("results/models") / f"{config.train.name}-classifier":
+        check_multitask(read(root / folder), "discover.model")
+    for dataset, file in wanted.names.items():
+        if dataset not in config.datasets or not (root / file).is_file():
+            raise InputError(
+                "discover.names", expected="an existing file for a data set of `datasets`",
+                found=f"{dataset}: {file}", remedy="correct the name or the path, or take it out",
+            )  # fmt: skip
 
 
 def _check_dataset(

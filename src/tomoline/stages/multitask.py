@@ -14,12 +14,11 @@ from tomoline.io.features import Features, write_features
 from tomoline.io.stacks import write_stack
 from tomoline.io.subtomograms import Subtomograms, open_subtomograms, true_classes
 from tomoline.log import get_logger
-from tomoline.networks.cards import ModelCard
+from tomoline.networks.cards import check_multitask
 from tomoline.settings import DiscoverSettings
 
 SETTINGS = DiscoverSettings
 OWN = 0.5  # probability from which on a voxel is the particle's
-NEEDED = {"classification", "segmentation", "recovery"}
 log = get_logger(__name__)
 
 
@@ -35,7 +34,7 @@ def run(
     cut to their middle.
     """
     runner = make_runner(inputs["card"], settings)
-    check_model(runner.card, str(inputs["card"]))
+    check_multitask(runner.card, str(inputs["card"]))
     edge = runner.card.box_vox
     assert edge is not None
     with open_subtomograms(inputs["subtomograms"]) as boxes:
@@ -47,18 +46,6 @@ def run(
             )  # fmt: skip
         rows = _rows(runner, boxes, edge, settings)
         _write(rows, outputs, runner, boxes, inputs)
-
-
-def check_model(card: ModelCard, source: str) -> None:
-    """InputError for a model that is no DSM-Net with all three subnets."""
-    found = set(card.parameters.get("subnets", ["classification"]))
-    if card.network != "dsmnet" or found != NEEDED:
-        raise InputError(
-            source, expected=f"a dsmnet with the subnets {', '.join(sorted(NEEDED))}",
-            found=f"{card.network} with {', '.join(sorted(found))}",
-            remedy="name another model in discover.model, or train one "
-            "(config/training/dsmnet-multitask.yaml)",
-        )  # fmt: skip
 
 
 def _rows(

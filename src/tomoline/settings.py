@@ -238,6 +238,12 @@ class VoteSettings(Section):
         description="Candidates that are particles with a smaller probability become rejects, "
         "where a classifier of whole subtomograms sifts them; empty: the card's; 0: none.",
     )
+    masks: Literal["own", "dsmnet"] = Field(
+        "own",
+        description="Which voxels are a particle's: own: the component at its centre, or a ball "
+        "where it is named as a whole; dsmnet: those that discover.model marks, and only they "
+        "vote.",
+    )
 
 
 class ExportSettings(Section):
@@ -840,8 +846,9 @@ class DiscoverSettings(InferenceSettings):
         False, description="Also look for clusters among each data set's candidates."
     )
     model: str = Field(
-        "dsmnet-multitask",
-        description="Network that has all three subnets of DSM-Net; a path as in `models`.",
+        "results/models/dsmnet-multitask-classifier",
+        description="Network that has all three subnets of DSM-Net; the default is what "
+        "config/training/dsmnet-multitask.yaml makes. A name or a path as in `models`.",
     )
     test_time_flips: Flips = Field(
         4, description="Average over this many flips of the input (the missing wedge stays)."

@@ -85,7 +85,7 @@ def test_a_named_cluster_is_a_class_in_the_exports(tmp_path: Path) -> None:
 def test_a_users_own_files_need_no_tomograms(tmp_path: Path) -> None:
     project = make_project(tmp_path, {"one": [(20, 20, 20)]})
     save_multitask(tmp_path / "models" / "multi")
-    files = [write_set(tmp_path / f"{name}.h5", seed=k, each=2) for k, name in enumerate("ab")]
+    files = [write_set(tmp_path / f"{name}.h5", seed=k, each=3) for k, name in enumerate("ab")]
     project.configure(
         datasets=["nothing"],
         discover={"model": "multi", "files": [str(f) for f in files], "name": "mine", "clusters": 3,
@@ -95,6 +95,6 @@ def test_a_users_own_files_need_no_tomograms(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "results" / "discovered" / "mine"
     _, clusters = read_clusters(folder / "clusters.csv")
-    assert clusters["tomogram"].tolist() == ["a"] * 18 + ["b"] * 18
+    assert clusters["tomogram"].tolist() == ["a"] * 27 + ["b"] * 27
     assert set(clusters["true"]) == {"ball", "cube", "shell"}
     assert "Recovered against true densities" in (folder / "clusters.html").read_text()

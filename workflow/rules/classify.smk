@@ -62,6 +62,7 @@ rule classify:
 rule vote:
     input:
         unpack(named_clusters),
+        unpack(particle_masks),
         **of_classifiers("classes", f"{TOMOGRAM}/classes{{}}.h5"),
         **cards_of_classifiers("classifier"),
         candidates=rules.cluster.output.candidates,

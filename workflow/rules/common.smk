@@ -108,8 +108,8 @@ if workflow.is_main_process and not BRANCH:
 # each shard is a job of its own, and the plan that they share is made before them, with a shard's
 # memory, where the shards run.
 NETWORK = "network"
-# Names of clusters wait for all tomograms of a data set, so that they cannot be in a tomogram's job.
-VOTES = "votes" if CONFIG.discover.names else NETWORK
+# Names of clusters wait for all tomograms of a data set, and masks for another group's job.
+VOTES = "votes" if CONFIG.discover.names or CONFIG.vote.masks == "dsmnet" else NETWORK
 SHARDED = CONFIG.tiling.shards > 1
 ON_GPU = CONFIG.segment.device != "cpu" and (
     CONFIG.segment.device == "cuda"
@@ -319,6 +319,13 @@ def named_clusters(wildcards):
         return {}
     clusters = f"{DATASET}/discovery/clusters.csv".format(dataset=wildcards.dataset)
     return {"clusters": clusters, "cluster_names": names}
+
+
+def particle_masks(wildcards):
+    """DSM-Net's masks of a tomogram's candidates, where they are to tell which voxels vote."""
+    if CONFIG.vote.masks == "own":
+        return {}
+    return {"masks": f"{TOMOGRAM}/discovery/masks.mrc".format(**wildcards)}
 
 
 def exported(dialect):

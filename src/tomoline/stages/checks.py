@@ -194,7 +194,7 @@ def check_run(config: Config, *, root: str | Path = ".", thorough: bool = True) 
     for role, card in cards.items():
         _check_role(models[role], card, role.partition("_")[0])
     check_members(of_members(cards, "classifier"))
-    if config.discover.enabled or config.discover.names:
+    if config.discover.enabled or config.discover.names or config.vote.masks == "dsmnet":
         check_discovery(config, root, read)
     if config.activation.wanted:
         _check_shown([read(root / folder) for folder in shown_models(config)], cards["localizer"])

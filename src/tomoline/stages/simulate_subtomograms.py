@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from tomoline.io.subtomograms import (
@@ -23,6 +22,7 @@ from tomoline.io.subtomograms import (
 )
 from tomoline.log import get_logger
 from tomoline.ops.normalise import normalise
+from tomoline.ops.patches import centred_in
 from tomoline.settings import SimulateSettings
 from tomoline.simulation.densities import MASK_LEVEL, Density
 from tomoline.simulation.phantom import rotate_density
@@ -106,7 +106,7 @@ def cut_boxes(
             continue
         cut = tuple(slice(a, a + box_vox) for a in low)
         label, density = by_name[name]
-        clean = _alone(rotate_density(density.values, rotation, centre - place), box_vox)
+        clean = centred_in(rotate_density(density.values, rotation, centre - place), box_vox)
         mask = (phantom.occupancy[cut] == k) & (clean > MASK_LEVEL)
         yield SimulatedBox(volume[cut], clean, mask.astype(np.uint8), label, k, centre - low)
 
@@ -134,13 +134,3 @@ def background_boxes(
         middle = np.full(3, box_vox // 2, float)
         found.append(SimulatedBox(volume[cut], nothing, empty, 0, 0, middle))
     return found
-
-
-def _alone(values: NDArray[np.float32], box_vox: int) -> NDArray[np.float32]:
-    """A density cube about its middle voxel in a box about voxel `box_vox // 2`."""
-    out = np.zeros((box_vox,) * 3, np.float32)
-    start = box_vox // 2 - values.shape[0] // 2
-    low, high = max(start, 0), min(start + values.shape[0], box_vox)
-    into, of = slice(low, high), slice(low - start, high - start)
-    out[into, into, into] = values[of, of, of]
-    return out

@@ -20,6 +20,7 @@ from tomoline.evaluation.ensemble import joint_vote, pooled_odds
 from tomoline.evaluation.sifting import Evidence, particle_probability
 from tomoline.io.cluster_names import read_clusters, read_names
 from tomoline.io.mrc import write_compressed_volume
+from tomoline.io.stacks import open_stack
 from tomoline.io.subtomograms import LabelledBoxes, NamedBoxes, open_classes
 from tomoline.io.tables import (
     ACCEPTED,
@@ -32,7 +33,7 @@ from tomoline.io.tables import (
 )
 from tomoline.log import get_logger
 from tomoline.networks.cards import ModelCard, load_card
-from tomoline.ops.patches import box_starts
+from tomoline.ops.patches import box_starts, centred_in
 from tomoline.ops.votes import (
     BACKGROUND_LIKE,
     NO_LABELS,
@@ -47,6 +48,7 @@ from tomoline.stages.extract import CENTRE_COLUMNS
 from tomoline.stages.members import of_members
 
 SETTINGS = VoteSettings
+Masks = dict[int, NDArray[np.bool_]]  # a candidate's own voxels, by its number
 log = get_logger(__name__)
 
 
@@ -73,14 +75,16 @@ def run(
 
     With the inputs `clusters` (clusters.csv of the discovery) and `cluster_names` (a user's file),
     candidates of a named cluster are of that class, those too that were taken for background; they
-    are not in `segmentation`, which has the classifier's classes.
+    are not in `segmentation`, which has the classifier's classes. With the input `masks` (masks.mrc
+    of the stage multitask) only the voxels marked there vote, and are in `segmentation`.
     """
     candidates = read_candidates(inputs["candidates"])
     transform = VolumeTransform.load(inputs["transform"])
     localizer = load_card(inputs["localizer"])
     classifiers = [load_card(card) for card in of_members(inputs, "classifier")]
     files = of_members(inputs, "classes")
-    members = [_votes_in(path, candidates, inputs["candidates"], settings) for path in files]
+    masks = _masks(inputs.get("masks"), candidates)
+    members = [_votes_in(path, candidates, inputs["candidates"], settings, masks) for path in files]
     classes = classifiers[0].classes[1:]
     score, contrast = (candidates[name].to_numpy(float) for name in ("score", "contrast"))
     sifted = sift_together(members, score, contrast, localizer, classifiers)
@@ -110,6 +114,10 @@ def run(
     found = [vote for vote, keep in zip(judged, kept, strict=True) if keep and vote is not None]
     if has_balls(classifiers):
         found = placed(found, centres, candidates["size_vox"].to_numpy()[kept], settings)
+        found = [
+            marked(vote, masks.get(int(number)))
+            for vote, number in zip(found, candidates["candidate_id"][kept], strict=True)
+        ]
     write_compressed_volume(
         outputs["segmentation"],
         _segmentation(list(zip(centres, found, strict=True)), transform.prepared_shape_zyx),
@@ -118,8 +126,30 @@ def run(
     _tell(table)
 
 
+def _masks(path: str | None, candidates: pd.DataFrame) -> Masks:
+    """Masks of the accepted candidates, by number; none without a file."""
+    if not path:
+        return {}
+    accepted = candidates["candidate_id"][candidates["status"] == ACCEPTED]
+    stack = open_stack(path)
+    if len(stack) != len(accepted):
+        raise InputError(
+            path, expected=f"masks of {len(accepted)} accepted candidates", found=str(len(stack)),
+            remedy="delete the tomogram's folder discovery and run again",
+        )  # fmt: skip
+    return {int(k): np.asarray(mask) > 0 for k, mask in zip(accepted, stack, strict=True)}
+
+
+def marked(found: Vote, mask: NDArray[np.bool_] | None) -> Vote:
+    """A vote whose voxels are those that a mask `(b, b, b)` about its centre has; as it was where
+    there is no mask, or it is empty."""
+    if mask is None or not mask.any():
+        return found
+    return replace(found, voters=mask, voxels=int(np.count_nonzero(mask)))
+
+
 def _votes_in(
-    path: str, candidates: pd.DataFrame, source: str, settings: VoteSettings
+    path: str, candidates: pd.DataFrame, source: str, settings: VoteSettings, masks: Masks
 ) -> list[Vote | None]:
     """A classifier's votes, one a candidate; None for those that were rejected before."""
     with open_classes(path) as boxes:
@@ -130,7 +160,7 @@ def _votes_in(
                 found=f"{len(boxes)} others",
                 remedy="delete subtomograms.h5 and classes.h5 and run again",
             )  # fmt: skip
-        results = votes_of(boxes, accepted, settings)
+        results = votes_of(boxes, accepted, settings, masks)
         votes = dict(zip(boxes.candidate_id.tolist(), results, strict=True))
     return [votes.get(number) for number in candidates["candidate_id"]]
 
@@ -214,9 +244,13 @@ def sift_together(
 
 
 def votes_of(
-    boxes: LabelledBoxes | NamedBoxes, accepted: pd.DataFrame, settings: VoteSettings
-) -> list[Vote | None]:
-    """One vote a subtomogram; they are read one at a time."""
+    boxes: LabelledBoxes | NamedBoxes, accepted: pd.DataFrame, settings: VoteSettings,
+    masks: Masks | None = None,
+) -> list[Vote | None]:  # fmt: skip
+    """One vote a subtomogram; they are read one at a time.
+
+    Where `masks` has one, by its candidate's number, that marks something, no other voxel votes.
+    """
     if isinstance(boxes, NamedBoxes):
         return [vote_of_views(views) for views in boxes.views]
     centres = accepted[CENTRE_COLUMNS].to_numpy(np.float64)
@@ -233,7 +267,7 @@ def votes_of(
         others = centres[near] - centres[k] + centre
         found.append(
             vote(
-                boxes.labels[k],
+                _within(boxes.labels[k], (masks or {}).get(int(boxes.candidate_id[k]))),
                 boxes.probabilities[k],
                 centre,
                 centre_radius_vox=settings.centre_radius_vox,
@@ -242,6 +276,13 @@ def votes_of(
             )
         )
     return found
+
+
+def _within(labels: NDArray[np.uint8], mask: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
+    """Labels `(b, b, b)` where a mask about the same voxel is, background elsewhere."""
+    if mask is None or not mask.any():
+        return labels
+    return np.where(centred_in(mask, labels.shape[0]), labels, 0).astype(labels.dtype)
 
 
 def placed(

@@ -105,9 +105,11 @@ def figures(p: Floats, label: NDArray[np.int64], classes: Sequence[str]) -> dict
     }  # fmt: skip
 
 
-def measured(tomograms: Sequence[Known], folders: Sequence[Path]) -> dict[str, dict[str, object]]:
+def measured(
+    tomograms: Sequence[Known], folders: Sequence[Path], settings: ClassifySettings
+) -> dict[str, dict[str, object]]:
     """Figures of each classifier, and of all pairs and of all together by both ways."""
-    runners = [make_runner(folder, ClassifySettings()) for folder in folders]
+    runners = [make_runner(folder, settings) for folder in folders]
     classes = runners[0].card.classes[1:]
     places = {name.casefold(): k for k, name in enumerate(classes)}
     label = np.array([places[c.casefold()] for known in tomograms for c in known.classes])
@@ -153,6 +155,7 @@ def main() -> None:
     parser.add_argument("--tomogram", type=Path, nargs="*", default=[])
     parser.add_argument("--simulate", type=int, default=0, metavar="N")
     parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--flips", type=int, default=ClassifySettings().test_time_flips)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     folders = [model_path(name, FOLDER) for name in arguments.models]
@@ -164,7 +167,8 @@ def main() -> None:
             localizer, Path("resources/densities"), count=arguments.simulate, seed=SEED,
             others=others,
         )  # fmt: skip
-    rows = measured(tomograms, folders)
+    settings = ClassifySettings.model_validate({"test_time_flips": arguments.flips})
+    rows = measured(tomograms, folders, settings)
     print(table(rows))
     if arguments.output:
         arguments.output.write_text(json.dumps(rows, indent=1) + "\n")

@@ -29,9 +29,9 @@ SIZE = {"classes": 3, "growth": 2, "first": 4, "stem": "strided"}
 class Given(nn.Module):
     """A network whose last maps are given; its last layer is by hand."""
 
-    def __init__(self, maps, weight):
+    def __init__(self, maps, weight, grid=(1.0, 0.0)):
         super().__init__()
-        self.given, self.weight = maps, weight
+        self.given, self.weight, self.map_grid = maps, weight, grid
 
     def maps(self, x):
         return self.given
@@ -54,7 +54,7 @@ def test_the_map_is_the_weighted_sum_of_the_maps():
 def test_it_is_up_sampled_to_the_input():
     f = torch.zeros(1, 1, 2, 2, 2)
     f[0, 0, 0] = 4.0  # the lower half
-    network = Given(f, torch.tensor([[0.0], [1.0]]))
+    network = Given(f, torch.tensor([[0.0], [1.0]]), (4.0, 1.5))
     cam = class_activation(network, torch.zeros(1, 1, 8, 8, 8), torch.tensor([1]))
     assert cam.shape == (1, 8, 8, 8)
     # Between the middles of the two voxels, at 1.5 and 5.5, it falls evenly.
@@ -74,7 +74,7 @@ def test_the_maps_mean_and_the_bias_are_the_logit():
     chosen = logits[torch.arange(3), label] - network.last.bias[label]
     torch.testing.assert_close(small.mean((1, 2, 3)), chosen.detach())
     cam = class_activation(network, x, label)
-    # Four maps' voxels wide: the middle of each is a mean of eight of the input's about it.
+    # Its maps are averages of equal parts of the subtomogram.
     torch.testing.assert_close(
         nn.functional.interpolate(
             small[:, None], size=x.shape[2:], mode="trilinear", align_corners=False
@@ -99,10 +99,28 @@ def test_behind_several_layers_the_weights_are_those_near_the_subtomogram():
             up, down = (network.of_means(maps.mean((2, 3, 4)) + s * step) for s in (1, -1))
         slopes[:, k] = (up - down)[torch.arange(2), label] / 2e-3
     small = torch.einsum("bk,bkzyx->bzyx", slopes, maps)
-    large = nn.functional.interpolate(
-        small[:, None], size=(16, 16, 16), mode="trilinear", align_corners=False
-    )
-    torch.testing.assert_close(cam, large[:, 0], rtol=2e-2, atol=1e-4)
+    # Its places are voxels 0.5 and 8.5, so that the first one's value holds at voxel 0.
+    torch.testing.assert_close(cam[:, 0, 0, 0], small[:, 0, 0, 0], rtol=2e-2, atol=1e-4)
+    torch.testing.assert_close(cam[:, 15, 15, 15], small[:, 1, 1, 1], rtol=2e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", [
+    DSMNet(classes=3, maps=(2, 2, 2)), DSMNet(classes=3, maps=(2, 2, 2), stem="strided"),
+    DenseNet(classes=3, growth=2, first=2), DenseNet(classes=3, growth=2, first=2, stem="strided"),
+])  # fmt: skip
+def test_a_place_of_the_maps_lies_about_its_voxel(network):
+    """What a place depends on, by the gradient's weight, has its middle where the grid says."""
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 0.1)
+    x = torch.ones(1, 1, 64, 4, 4, requires_grad=True)
+    maps = network.eval().maps(torch.cat([x] * 4, 3)[:, :, :, :16].repeat(1, 1, 1, 1, 4))
+    step, first = network.map_grid
+    place = maps.shape[2] // 2
+    maps[0, :, place].sum().backward()
+    weight = x.grad.abs().sum((0, 1, 3, 4))
+    middle = float((weight * torch.arange(64)).sum() / weight.sum())
+    assert middle == pytest.approx(first + step * place, abs=0.51)
 
 
 def save(folder, network="densenet", parameters=None, **fields):

@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tomoline.networks.blocks import autocast_like
@@ -26,6 +25,11 @@ class Averaging(Protocol):
 
     def maps(self, x: Tensor) -> Tensor:
         """The last maps `(B, K, z, y, x)` of subtomograms `(B, 1, Z, Y, X)`."""
+
+    @property
+    def map_grid(self) -> tuple[float, float]:
+        """Voxels from one place of the last maps to the next, and the voxel that the first place
+        lies about."""
 
     def of_means(self, means: Tensor) -> Tensor:
         """Logits `(B, C)` of the maps' means `(B, K)`."""
@@ -44,7 +48,20 @@ def class_activation(network: Averaging, x: Tensor, label: Tensor) -> Tensor:
         chosen = logits.gather(1, label[:, None].to(logits.device)).sum()
         (weights,) = torch.autograd.grad(chosen, means)
     small = torch.einsum("bk,bkzyx->bzyx", weights, maps)
-    large = F.interpolate(
-        small[:, None], size=x.shape[2:], mode="trilinear", align_corners=False
-    )  # fmt: skip
-    return large[:, 0]
+    step, first = network.map_grid
+    z, y, v = (
+        _between(count, edge, step=step, first=first).to(small)
+        for count, edge in zip(small.shape[1:], x.shape[2:], strict=True)
+    )
+    return torch.einsum("bijk,zi,yj,xk->bzyx", small, z, y, v)
+
+
+def _between(places: int, edge: int, *, step: float, first: float) -> Tensor:
+    """Weights `(edge, places)` of linear interpolation; beyond the outer places theirs holds.
+
+    The places lie where the layers' strides put them, not in the middles of equal parts: with
+    those a map of DSM-Net would be three voxels off its particle.
+    """
+    at = ((torch.arange(edge) - first) / step).clamp(0, places - 1)
+    distance = (at[:, None] - torch.arange(places)).abs()
+    return (1 - distance).clamp(min=0)

@@ -100,6 +100,14 @@ class DenseNet(nn.Module):
         """The last maps `(B, K, z, y, x)`, whose means over space are classified."""
         return self._last_maps(self._before_last_block(x))
 
+    @property
+    def map_grid(self) -> tuple[float, float]:
+        """Voxels from one place of the last maps to the next, and the first place's."""
+        step, first = float(self.first.stride[0]), 0.0
+        for _ in self.transitions:  # an average lies between what it is of
+            step, first = 2 * step, first + step / 2
+        return step, first
+
     def of_means(self, means: Tensor) -> Tensor:
         """Logits `(B, classes)` of the last maps' means `(B, K)`."""
         logits: Tensor = self.last(means)

@@ -132,6 +132,11 @@ class DSMNet(nn.Module):
         """The last maps `(B, maps[-1], z, y, x)`, whose means over space are classified."""
         return self._backbone(x, len(self.blocks))
 
+    @property
+    def map_grid(self) -> tuple[float, float]:
+        """Voxels from one place of the last maps to the next, and the first place's."""
+        return 2.0 ** len(self.blocks), 0.5 if self.stem == "pooled" else 0.0
+
     def of_means(self, means: Tensor) -> Tensor:
         """Logits `(B, classes)` of the last maps' means `(B, maps[-1])`."""
         return self.above(means, "head")

@@ -18,7 +18,7 @@ from tomoline.report.figures import number
 
 STYLE = """
 td img { width: 9rem; height: 9rem; image-rendering: pixelated; display: block; }
-td small { display: block; }
+td small, th small { display: block; font-weight: normal; }
 """
 _MAP = "inferno"
 

@@ -6,8 +6,8 @@ alike: one that is too sure would have the others overruled. Then their logarith
     p_c ~ (p_1c p_2c ... p_Mc)^(1/M),
 
 the logarithmic opinion pool (Genest and Zidek 1986), in which a classifier that holds a class for
-impossible counts for more than in a mean of probabilities. docs/subtomograms.md has what either
-way was measured to give.
+impossible counts for more than in a mean of probabilities. `benchmarks/name_true_centres.py`
+measures either way.
 """
 
 from __future__ import annotations

@@ -527,6 +527,80 @@ def model_command(arguments: argparse.Namespace) -> int:
     return 1 if facts.disagreements else 0
 
 
+def _subtomograms_arguments(parser: argparse.ArgumentParser) -> None:
+    add_project(parser)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument(
+        "--model", action="append", metavar="NAME", dest="models",
+        help="classifier, in resources/models or a path; several name together (default: "
+        "dsmnet-classifier)",
+    )  # fmt: skip
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--output", type=Path, required=True, metavar="PATH", help="to be written")
+    take = actions.add_parser(
+        "take", parents=[model, output], help="take over another program's, as a model reads them"
+    )
+    take.add_argument(
+        "source", type=Path, help="a STAR file (RELION, Warp, M), an MRC stack, or a folder"
+    )
+    take.add_argument(
+        "--voxel-size", type=_positive, metavar="A", help="angstrom; overrides what the files say"
+    )
+    take.add_argument(
+        "--contrast", choices=("dark", "bright"), default="dark",
+        help="of the particles; RELION's and Warp's own subtomograms are bright (default: dark)",
+    )  # fmt: skip
+    name = actions.add_parser("name", parents=[model, output], help="name each, into a table (CSV)")
+    name.add_argument("source", type=Path, help="an HDF5 file of `take`, or of the workflow")
+    give = actions.add_parser(
+        "give", parents=[output], help="write them as a folder with a STAR file"
+    )
+    give.add_argument("source", type=Path, help="an HDF5 file of `take`, or of the workflow")
+    give.add_argument(
+        "--table", type=Path, metavar="CSV",
+        help="classes and scores: the table of `name`, or particles.csv, of which the accepted "
+        "particles are written",
+    )  # fmt: skip
+
+
+@command("subtomograms", _subtomograms_arguments)
+def subtomograms_command(arguments: argparse.Namespace) -> int:
+    """Take over subtomograms of other programs, name them, write them for other programs.
+
+    For the workflow's own particles keep theirs (`keep: [subtomograms]`).
+    """
+    from tomoline.log import job_log  # noqa: PLC0415
+    from tomoline.networks.cards import load_card  # noqa: PLC0415
+    from tomoline.stages.given_subtomograms import (  # noqa: PLC0415
+        Taken,
+        give_subtomograms,
+        name_subtomograms,
+        take_subtomograms,
+    )
+
+    if arguments.action == "give":
+        written = give_subtomograms(arguments.source, arguments.output, table=arguments.table)
+        print(f"wrote {written}")
+        return 0
+    names = arguments.models or ["dsmnet-classifier"]
+    given = [(Path(name), _models_folder(arguments.project) / name) for name in names]
+    folders = [own if own.exists() else known for own, known in given]
+    with job_log(None):
+        if arguments.action == "name":
+            table = name_subtomograms(arguments.source, folders, arguments.output)
+            counts = table["class"].value_counts()
+            print("\n".join(f"{number:6d} {name}" for name, number in counts.items()))
+            return 0
+        card = load_card(folders[0])
+        taken = Taken(
+            box_vox=card.box_vox or 32, voxel_size_angstrom=card.voxel_size_angstrom,
+            given_voxel_size_angstrom=arguments.voxel_size, bright=arguments.contrast == "bright",
+        )  # fmt: skip
+        take_subtomograms(arguments.source, arguments.output, taken)
+    return 0
+
+
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     add_project(parser)
     parser.add_argument("settings", type=Path, help="a YAML file with a `train` section")

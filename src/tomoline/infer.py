@@ -116,6 +116,28 @@ class Runner:
         with torch.inference_mode():
             return torch.stack([self._once(turned) for _, turned in self._turned(x)], 1)
 
+    def all_tasks(self, x: Tensor) -> Tensor:
+        """What DSM-Net with all its subnets makes of `(B, 1, Z, Y, X)`: `(B, F + C + 2 Z Y X)`.
+
+        In a row: features, class probabilities, probability that a voxel is the particle's, and
+        its density; each the mean over the flips, the last two turned back. Of one that only names
+        subtomograms the first two `(B, F + C)`.
+        """
+        network: Any = self.network
+        total: Tensor | None = None
+        with torch.inference_mode():
+            for axes, turned in self._turned(x):
+                features, found = network.described(turned)
+                voxels: list[Tensor] = []
+                if found.recovery is not None:
+                    voxels = [found.segmentation.float().softmax(1)[:, 1:], found.recovery.float()]
+                voxels = [v.flip(axes) if axes else v for v in voxels]
+                parts = [features.float(), found.classes.float().softmax(1), *voxels]
+                row = torch.cat([part.flatten(1) for part in parts], 1)
+                total = row if total is None else total.add_(row)
+            assert total is not None
+            return total.div_(self.flips)
+
 
 def as_bytes(p: Tensor) -> Tensor:
     """Probabilities as 0 to 255; the given ones are used up."""
@@ -295,10 +317,13 @@ def _voxels(box: Box) -> int:
     return math.prod(part.stop - part.start for part in box)
 
 
-def batched(runner: Runner, boxes: NDArray[Any], *, batch_size: int) -> Iterator[NDArray[Any]]:
+def batched(
+    runner: Runner, boxes: NDArray[Any], *, batch_size: int, tasks: bool = False
+) -> Iterator[NDArray[Any]]:
     """`Runner.class_bytes` `(1 + C, z, y, x)` of each of `boxes (N, z, y, x)`, in order.
 
-    Of a network that names whole subtomograms it is `Runner.views` `(flips, C)`. Boxes may be any
+    Of a network that names whole subtomograms it is `Runner.views` `(flips, C)`, and with `tasks`,
+    of one of several tasks, `Runner.all_tasks`, all in a row. Boxes may be any
     array that is cut by slices, such as HDF5 data. Batches are halved where memory does not
     suffice.
 
@@ -308,6 +333,7 @@ def batched(runner: Runner, boxes: NDArray[Any], *, batch_size: int) -> Iterator
         When even a single box does not fit.
     """
     compute = runner.views if runner.card.names_whole else runner.class_bytes
+    compute = runner.all_tasks if tasks else compute
     size, done = batch_size, 0
     while done < len(boxes):
         sources = [_part(boxes, k, size) for k in range(done, len(boxes), size)]

@@ -57,9 +57,27 @@ class ModelsSettings(Section):
     )
     classifier: str = Field(
         "dsmnet-classifier",
-        description="Network that names their class: of whole subtomograms (dsmnet), which also "
-        "sifts the candidates, or of their voxels, which then vote (msdnet). A path as above.",
+        description="Network that names their class: of whole subtomograms (dsmnet, densenet), "
+        "which also sifts the candidates, or of their voxels, which then vote (msdnet). A path as "
+        "above.",
     )
+    ensemble: list[str] = Field(
+        [],
+        description="Two or more classifiers that name them together, in place of `classifier`, by "
+        "their calibrated probabilities; of the same voxel size, box and classes.",
+    )
+
+    @field_validator("ensemble")
+    @classmethod
+    def _several(cls, names: list[str]) -> list[str]:
+        if len(names) == 1 or len(set(names)) < len(names):
+            raise PydanticCustomError("ensemble", "none, or two or more different classifiers")
+        return names
+
+    @property
+    def classifiers(self) -> list[Path]:
+        """Folders of the networks that name the class: the ensemble's, or the one."""
+        return [model_path(name, self.folder) for name in self.ensemble or [self.classifier]]
 
     def path_of(self, role: Literal["localizer", "classifier"]) -> Path:
         """Return the folder of the model that does a work, from the project's folder."""
@@ -220,6 +238,12 @@ class VoteSettings(Section):
         description="Candidates that are particles with a smaller probability become rejects, "
         "where a classifier of whole subtomograms sifts them; empty: the card's; 0: none.",
     )
+    masks: Literal["own", "dsmnet"] = Field(
+        "own",
+        description="Which voxels are a particle's: own: the component at its centre, or a ball "
+        "where it is named as a whole; dsmnet: those that discover.model marks, and only they "
+        "vote.",
+    )
 
 
 class ExportSettings(Section):
@@ -280,6 +304,31 @@ class ReportSettings(Section):
     """The pictures of the report."""
 
     slices: int = Field(5, ge=1, le=40, description="Slices shown for each tomogram.")
+
+
+class ActivationSettings(Section):
+    """Class activation maps: where in its subtomogram a particle's class was seen."""
+
+    per_class: int = Field(
+        0,
+        ge=0,
+        le=50,
+        description="Particles of each class that a page shows, those of the highest score; 0: "
+        "only those of `particles`, and without these no page.",
+    )
+    particles: dict[SafeName, list[int]] = Field(
+        {}, description="Of tomograms by name: particle_id of further particles that are shown."
+    )
+    models: list[str] = Field(
+        [],
+        description="Classifiers whose maps stand side by side, as in `models`; empty: those that "
+        "named the particles.",
+    )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a page."""
+        return self.per_class > 0 or any(self.particles.values())
 
 
 class EnvmodulesSettings(Section):
@@ -397,6 +446,13 @@ class SimulateSettings(Section):
     box_vox: int = Field(
         40, ge=8, le=128, description="Edge of a subtomogram (`snakemake simulate_subtomograms`)."
     )
+    background_share: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="Subtomograms at places without particle, labelled background, relative to "
+        "those of particles (`snakemake simulate_subtomograms`).",
+    )
     split: dict[Literal["train", "validation", "test"], list[int]] = Field(
         {}, description="Numbers of the tomograms that are for training, validation and test."
     )
@@ -458,7 +514,7 @@ class NetworkShape(Section):
 
 
 class DSMNetShape(Section):
-    """Size of DSM-Net's backbone and classification subnet."""
+    """Size and subnets of DSM-Net."""
 
     maps: tuple[int, int, int] = Field((32, 64, 128), description="Maps at each level.")
     features: int = Field(1024, ge=1, description="Size of the layer before the last.")
@@ -467,6 +523,60 @@ class DSMNetShape(Section):
         "pooled",
         description="First halving of the edge: convolution and max-pooling as in the paper, or "
         "one 5x5x5 convolution of stride 2, twice as fast on processors.",
+    )
+    subnets: list[Literal["classification", "segmentation", "recovery"]] = Field(
+        ["classification"],
+        min_length=1,
+        description="What it does: names a subtomogram, marks the particle's own voxels, recovers "
+        "its density; the last two learn from `source: subtomograms` only.",
+    )
+
+
+class LossWeights(Section):
+    """Weights of the losses of a network's tasks; DSM-Net's are 1 : 10 : 1."""
+
+    classification: float = Field(1.0, gt=0, description="Cross-entropy of the class.")
+    segmentation: float = Field(10.0, gt=0, description="Cross-entropy of the voxels.")
+    recovery: float = Field(1.0, gt=0, description="Mean squared error of the density.")
+
+
+class SetSettings(Section):
+    """subtomograms: simulated ones with their truth (`snakemake simulate_subtomograms`)."""
+
+    files: list[str] = Field(
+        [], description="Sets, such as results/simulated/NAME/subtomograms.h5; those that the "
+        "section `simulate` describes are made first.",
+    )  # fmt: skip
+    leave_out: list[str] = Field([], description="Classes that are not learnt.")
+    most: int = Field(0, ge=0, description="Subtomograms to learn from at most; 0: all.")
+    box_vox: int = Field(
+        0, ge=0, le=256, description="Edge that is cut out of their middle; 0: all of it."
+    )
+    off_centre_vox: float = Field(
+        0.0, ge=0, le=10, description="How far what is cut is off the particle: SD a direction, "
+        "as far as the sets' boxes reach."
+    )  # fmt: skip
+    augment: bool = Field(True, description="Flip them, and change their grey values, at random.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Of the loss's true labels.")
+    weights: LossWeights = LossWeights()
+
+
+class DenseNetShape(Section):
+    """Size of a 3D-Dilated-DenseNet; with all dilations 1 it is the paper's 3D-DenseNet."""
+
+    growth: int = Field(12, ge=1, le=64, description="Maps each layer adds.")
+    dilations: tuple[int, ...] = Field(
+        (1, 2, 3, 1),
+        min_length=1,
+        max_length=16,
+        description="Of a block's layers; all 1 makes the undilated network.",
+    )
+    blocks: int = Field(3, ge=1, le=4, description="Dense blocks, each at half the edge.")
+    first: int = Field(24, ge=1, le=128, description="Maps of the first convolution.")
+    stem: Literal["plain", "strided"] = Field(
+        "plain",
+        description="First convolution: 3x3x3 at the full edge as in the paper, or 5x5x5 of stride "
+        "2, nine times as fast on processors.",
     )
 
 
@@ -500,24 +610,30 @@ class TrainSettings(Section):
     """Training of a network; the models land in results/models."""
 
     name: str = Field("msdnet", pattern=SAFE_NAME, description="Name of the models made.")
-    network: Literal["msdnet", "dsmnet", "unet"] = Field(
+    network: Literal["msdnet", "dsmnet", "densenet", "unet", "vgg", "encoder_decoder"] = Field(
         "msdnet",
-        description="Kind of network; msdnet names voxels, dsmnet whole subtomograms; unet is "
-        "DeepFinder's, for comparison in the benchmarks.",
+        description="Kind of network; msdnet names voxels, dsmnet and densenet whole subtomograms. "
+        "For comparison: unet (DeepFinder's) and encoder_decoder name voxels, vgg subtomograms.",
     )
     shape: NetworkShape = NetworkShape()
     dsmnet: DSMNetShape = DSMNetShape()
+    densenet: DenseNetShape = DenseNetShape()
     candidates: CandidateSettings = CandidateSettings()
     filters: tuple[int, int, int] = Field(
         (32, 48, 64), description="unet: maps at each level; (32, 48, 64) is DeepFinder's size."
     )
-    task: Literal["localizer", "classifier", "joint"] = Field(
-        "joint", description="What is learnt; joint: both at once, sharing their layers."
+    task: Literal["localizer", "classifier", "joint", "segmenter"] = Field(
+        "joint",
+        description="What is learnt; joint: localizer and classifier at once, sharing their "
+        "layers; segmenter: which voxels of a subtomogram are the particle's.",
     )
     classes: list[str] = Field([], description="Structures; empty: the twelve of SHREC.")
-    source: Literal["simulator", "folders"] = Field(
-        "simulator", description="Fresh simulated tomograms every epoch, or SHREC folders."
+    source: Literal["simulator", "folders", "subtomograms"] = Field(
+        "simulator",
+        description="Fresh simulated tomograms every epoch, SHREC folders, or simulated "
+        "subtomograms (`sets`).",
     )
+    sets: SetSettings = SetSettings()
     folders: list[str] = Field([], description="folders: tomograms to train on.")
     validation_folders: list[str] = Field([], description="folders: held-out tomograms.")
     shape_zyx: tuple[int, int, int] = Field(
@@ -581,6 +697,9 @@ class TrainSettings(Section):
         "adam", description="adam as in the paper; muon learns faster from few steps."
     )
     learning_rate: float = Field(1e-3, gt=0, description="Rate of the optimiser.")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.999), description="Adam's decay of the means of gradients and of their squares."
+    )
     schedule: Literal["paper", "cosine"] = Field(
         "paper", description="paper: a tenth after every step_epochs; cosine: falls to zero."
     )
@@ -617,8 +736,29 @@ class TrainSettings(Section):
 
     @model_validator(mode="after")
     def _task_of_network(self) -> TrainSettings:
-        if self.network == "dsmnet" and self.task != "classifier":
-            raise PydanticCustomError("task", "task: classifier, as dsmnet learns nothing else")
+        sets = self.source == "subtomograms"
+        if self.network == "dsmnet":
+            only_names = self.dsmnet.subnets == ["classification"]
+            task = "classifier" if "classification" in self.dsmnet.subnets else "segmenter"
+            if self.task != task:
+                raise PydanticCustomError(
+                    "task", "task: {task}, as dsmnet with these subnets is one", {"task": task}
+                )
+            if not only_names and not sets:
+                raise PydanticCustomError(
+                    "source", "source: subtomograms, for a subnet of segmentation or recovery"
+                )
+        elif self.network in ("densenet", "vgg") and self.task != "classifier":
+            raise PydanticCustomError(
+                "task", "task: classifier, as {network} learns nothing else",
+                {"network": self.network},
+            )  # fmt: skip
+        elif sets and self.task in ("localizer", "joint"):
+            raise PydanticCustomError(
+                "task", "task: classifier or segmenter, which learn from subtomograms"
+            )
+        if self.task == "segmenter" and not sets:
+            raise PydanticCustomError("source", "source: subtomograms, for a segmenter")
         return self
 
 
@@ -700,6 +840,45 @@ class FinetuneSettings(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
     seed: int = Field(1, ge=0, description="The same seed gives the same training.")
+
+
+class DiscoverSettings(InferenceSettings):
+    """Structures that no one named: clusters of subtomograms (docs/subtomograms.md)."""
+
+    enabled: bool = Field(
+        False, description="Also look for clusters among each data set's candidates."
+    )
+    model: str = Field(
+        "dsmnet-classifier",
+        description="DSM-Net whose features are clustered; one with all three subnets, such as "
+        "config/training/dsmnet-multitask.yaml makes, gives masks and densities too. A name or a "
+        "path as in `models`.",
+    )
+    test_time_flips: Flips = Field(
+        4, description="Average over this many flips of the input (the missing wedge stays)."
+    )
+    clusters: int = Field(
+        0, ge=0, le=500, description="Number of clusters; 0: the one with the largest silhouette. "
+        "More than the classes expected is better than fewer."
+    )  # fmt: skip
+    most_clusters: int = Field(
+        30, ge=2, le=500, description="The curves to choose the number by end here."
+    )
+    perplexity: float = Field(30.0, gt=1, le=500, description="Of the t-SNE picture.")
+    names: dict[SafeName, str] = Field(
+        {},
+        description="Files in which clusters are named, by data set; a named cluster is a class in "
+        "the particle table and all exports.",
+    )
+    files: list[str] = Field(
+        [],
+        description="Subtomogram files (HDF5) to look at with `snakemake discover`; empty: the "
+        "candidates of `datasets`.",
+    )
+    name: str = Field(
+        "own", pattern=SAFE_NAME, description="files: results go to results/discovered/<name>."
+    )
+    seed: int = Field(1, ge=0, description="The same seed gives the same clusters and picture.")
 
 
 class BenchmarkTomogram(Section):
@@ -815,6 +994,7 @@ class Config(Section):
     export: ExportSettings = ExportSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()
+    activation: ActivationSettings = ActivationSettings()
     envmodules: EnvmodulesSettings = EnvmodulesSettings()
     keep: list[Literal["prepared", "shards", "probability", "mask", "subtomograms", "classes"]] = (
         Field(
@@ -827,6 +1007,7 @@ class Config(Section):
     simulate: SimulateSettings = SimulateSettings()
     train: TrainSettings = TrainSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    discover: DiscoverSettings = DiscoverSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
 
 

@@ -17,6 +17,7 @@ from tomoline.io.annotations import annotation_table, label_table, read_labels, 
 from tomoline.io.mrc import open_volume, write_volume
 from tomoline.io.tables import candidate_table, read_candidates, write_candidates
 from tomoline.networks.cards import ModelCard, load_card, write_card
+from tomoline.networks.densenet import DenseNet
 from tomoline.networks.dsmnet import DSMNet
 from tomoline.networks.msdnet import MSDNet
 from tomoline.networks.weights import load_network, save_model
@@ -117,6 +118,7 @@ SMALL = {"maps": [4, 6, 8], "features": 10, "dropout": 0.0, "stem": "strided"}
 
 @pytest.mark.parametrize("network", [
     lambda classes: DSMNet(classes=classes, **SMALL),
+    lambda classes: DenseNet(classes=classes, growth=2, first=4),
     lambda classes: MSDNet(classes=classes, depth=2, width=2, max_dilation=1),
 ])  # fmt: skip
 def test_a_new_class_gets_an_output_and_the_old_ones_stay(network):
@@ -131,10 +133,11 @@ def test_a_new_class_gets_an_output_and_the_old_ones_stay(network):
     torch.testing.assert_close(after[:, 4], after[:, 3])
 
 
+@pytest.mark.parametrize("kind", [DSMNet, DenseNet])
 @pytest.mark.parametrize("layers", ["head", "last_block", "all"])
-def test_below_and_above_are_the_network_and_only_what_is_above_learns(layers):
+def test_below_and_above_are_the_network_and_only_what_is_above_learns(layers, kind):
     torch.manual_seed(0)
-    network = DSMNet(classes=3, **SMALL).eval()
+    network = kind(classes=3, **(SMALL if kind is DSMNet else {"growth": 2, "first": 4})).eval()
     x = torch.randn(3, 1, 16, 16, 16)
     with torch.no_grad():
         whole = network(x)

@@ -15,10 +15,12 @@ import yaml
 from tomoline.contracts import PARTICLE_COLUMNS, TilePlan, VolumeTransform
 from tomoline.errors import InputError
 from tomoline.io.mrc import open_volume, read_header, write_volume
+from tomoline.io.stacks import write_stack
 from tomoline.io.subtomograms import open_subtomograms, write_classes, write_views
 from tomoline.io.tables import read_candidates, read_particles
 from tomoline.kernels.memory import bytes_per_voxel
 from tomoline.networks.cards import Domain, ModelCard, Range, Sift, load_card, write_card
+from tomoline.ops.patches import box_starts
 from tomoline.settings import (
     ClusterSettings,
     ExtractSettings,
@@ -151,11 +153,11 @@ def _classify(line, particles):
         )  # fmt: skip
 
 
-def _vote(line, dataset=DATASET, **settings):
+def _vote(line, dataset=DATASET, more=None, **settings):
     vote.run(
         {"candidates": line["candidates.csv"], "classes": line["classes.h5"],
          "transform": line["prepared.json"], "localizer": line["localizer"],
-         "classifier": line["classifier"]},
+         "classifier": line["classifier"], **(more or {})},
         {"particles": line["particles.csv"], "segmentation": line["segmentation.mrc.gz"]},
         settings=VoteSettings(**settings), tomogram="t1", dataset=dataset,
     )  # fmt: skip
@@ -258,6 +260,42 @@ def test_a_centre_without_labels_and_a_small_share_are_rejects(line):
     assert next(r for r in rejected["reason"] if r).startswith("vote share below 0.")
     # Its votes stay on record.
     assert rejected.loc[rejected["reason"] != "", "vote_share"].iloc[0] > 0.5
+
+
+def _masks_of(line, radius, edge=12):
+    """A stack of masks, balls of a radius about each candidate, but nothing for the first."""
+    table = read_candidates(line["candidates.csv"])
+    centres = table[extract.CENTRE_COLUMNS].to_numpy()[table["status"] == "accepted"]
+    balls = [_distance(c - box_starts(c[None], edge)[0], (edge,) * 3) <= radius for c in centres]
+    balls[0][:] = False
+    path = line["classes.h5"].parent / "masks.mrc"
+    write_stack(path, balls, box_vox=edge, voxel_size_angstrom=10.0, kind=np.int8)
+    return path, balls, centres
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_where_masks_are_given_their_voxels_alone_are_the_particles(line, whole):
+    before = _whole_line(line, PARTICLES)
+    if whole:
+        _recard(line["classifier"], network="dsmnet")
+        _named(line, lambda c: [[0.1, 0.8, 0.1]] * 2)
+        before = _vote(line)
+    plain = np.asarray(open_volume(line["segmentation.mrc.gz"])) > 0
+    path, balls, centres = _masks_of(line, 2.0)
+    table = _vote(line, more={"masks": path})
+    assert table["class"].tolist() == before["class"].tolist()
+    found = np.asarray(open_volume(line["segmentation.mrc.gz"])) > 0
+    wanted = np.zeros(SHAPE, bool)
+    for ball, centre in zip(balls, centres, strict=True):
+        places = np.argwhere(ball) + box_starts(centre[None], 12)[0]
+        wanted[tuple(places[((places >= 0) & (places < SHAPE)).all(1)].T)] = True
+    assert wanted[tuple(np.rint(centres[1]).astype(int))]
+    apart = _distance(centres[0]) > 8  # the first has no mask, and keeps what it had
+    np.testing.assert_array_equal(found & apart, wanted & apart)
+    np.testing.assert_array_equal(found & ~apart, plain & ~apart)
+    write_stack(path, balls[1:], box_vox=12, voxel_size_angstrom=10.0, kind=np.int8)
+    with pytest.raises(InputError, match="accepted candidates"):
+        _vote(line, more={"masks": path})
 
 
 def _recard(path, **fields):

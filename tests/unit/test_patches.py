@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tomoline.ops.patches import box_starts, cut_patches, volume_mean
+from tomoline.ops.patches import box_starts, centred_in, cut_patches, volume_mean
 
 
 @pytest.mark.parametrize("box", [8, 9])
@@ -38,3 +38,12 @@ def test_boxes_are_read_from_a_memory_map_and_mean_is_exact(tmp_path):
     (patch,) = cut_patches(mapped, np.array([[2, 3, 3]]), box_vox=2, fill=0)
     np.testing.assert_array_equal(patch.values, values[1:3, 2:4, 2:4])
     assert list(cut_patches(mapped, np.empty((0, 3)), box_vox=2, fill=0)) == []
+
+
+@pytest.mark.parametrize("edge", [3, 4, 7, 8])
+@pytest.mark.parametrize("box", [3, 6, 9, 10])
+def test_a_cube_keeps_its_middle_when_it_is_cut_or_filled_up(edge, box):
+    cube = np.arange(1, edge**3 + 1, dtype=np.float32).reshape((edge,) * 3)
+    made = centred_in(cube, box)
+    assert made[(box // 2,) * 3] == cube[(edge // 2,) * 3] and made.dtype == cube.dtype
+    assert np.count_nonzero(made) == min(edge, box) ** 3

@@ -73,7 +73,7 @@ def test_unknown_key_is_refused_with_the_known_ones_and_the_nearest() -> None:
 
 
 def test_unknown_section_lists_the_sections() -> None:
-    with pytest.raises(InputError, match="one of benchmark, classify, cluster,"):
+    with pytest.raises(InputError, match="one of activation, benchmark, classify, cluster,"):
         validated(Config, {"clusters": {}}, source="config.yaml")
 
 

@@ -12,7 +12,7 @@ from scipy import ndimage
 from tomoline.errors import InputError
 from tomoline.io.annotations import read_truth
 from tomoline.io.mrc import open_volume, read_header
-from tomoline.io.subtomograms import join_simulated, open_subtomograms
+from tomoline.io.subtomograms import join_simulated, open_simulated, open_subtomograms
 from tomoline.settings import Config, SimulateSettings, validated
 from tomoline.simulation.densities import SHREC_CLASSES, known_densities
 from tomoline.stages import simulate, simulate_subtomograms
@@ -173,6 +173,30 @@ def test_subtomograms_hold_their_particle_where_target_and_mask_have_it(boxes):
         else:
             assert inside.sum() < 150
     assert np.mean(right) > 0.6
+
+
+def test_background_subtomograms_hold_no_particle(tmp_path):
+    settings = SimulateSettings(**SMALL, box_vox=24, background_share=0.5)
+    plain = settings.model_copy(update={"background_share": 0.0})
+    paths = [tmp_path / "with.h5", tmp_path / "without.h5"]
+    for path, own in zip(paths, (settings, plain), strict=True):
+        simulate_subtomograms.run({"densities": DENSITIES}, {"subtomograms": path}, settings=own,
+                                  number=1)  # fmt: skip
+    made = simulate.make_numbered(simulate.load_classes(DENSITIES, settings), settings, 1)
+    volume = simulate_subtomograms.normalise(made.reconstruction)
+    with open_simulated(paths[0]) as boxes, open_simulated(paths[1]) as without:
+        n = len(without)
+        assert len(boxes) == n + round(n / 2) and n > 3
+        np.testing.assert_array_equal(boxes.values[:n], without.values[()])
+        assert not boxes.label[n:].any() and not boxes.particle_id[n:].any()
+        assert not boxes.mask[n:].any() and not boxes.clean[n:].any()
+        windows = np.lib.stride_tricks.sliding_window_view(volume, (24,) * 3)
+        for values in boxes.values[n:]:
+            ((z, y, x),) = np.argwhere(windows[..., 0, 0, 0] == values[0, 0, 0])
+            np.testing.assert_array_equal(windows[z, y, x], values)
+            middle = np.array([z, y, x]) + 12
+            apart = np.linalg.norm(np.asarray(made.phantom.centres_zyx) - middle, axis=1)
+            assert apart.min() > 4.5
 
 
 def test_parts_that_do_not_belong_together_are_refused(boxes, tmp_path):

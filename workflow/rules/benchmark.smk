@@ -29,6 +29,7 @@ rule experiments:
             for path in [*outputs_of(name).values(), *scores_of(name)]
         ],
         [*EXPERIMENTS_TABLE.values()] if PLAN.experiments else [],
+        [*COMPARISON_TABLE.values()] if PLAN.comparisons else [],
 
 
 rule benchmark_prepare:
@@ -205,6 +206,27 @@ rule experiments_table:
         "../scripts/experiments_table.py"
 
 
+rule compare_trainings:
+    input:
+        figures=figures_of_trainings(),
+    output:
+        **COMPARISON_TABLE,
+    log:
+        f"{BENCHMARKS}/{CONFIG.benchmark.name}/logs/compare_trainings.log",
+    localrule: True
+    conda:
+        "../../envs/runtime.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("runtime"),
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        comparisons=compared(),
+    script:
+        "../scripts/compare_trainings.py"
+
+
 rule benchmark_train:
     input:
         trained_before,
@@ -247,4 +269,25 @@ use rule benchmark_train as benchmark_train_classifier with:
         training=one_of(PLAN.of_task("classifier")),
 
 
+use rule benchmark_train as benchmark_train_set with:
+    output:
+        classifier=f"{MODELS_MADE}-classifier/card.yaml",
+        figures=f"{MODELS_MADE}/figures.json",
+        curves=f"{MODELS_MADE}/curves.jsonl",
+        picture=f"{MODELS_MADE}/curves.png",
+    wildcard_constraints:
+        training=one_of(PLAN.of_task("classifier", sets=True)),
+
+
+use rule benchmark_train as benchmark_train_segmenter with:
+    output:
+        segmenter=f"{MODELS_MADE}-segmenter/card.yaml",
+        figures=f"{MODELS_MADE}/figures.json",
+        curves=f"{MODELS_MADE}/curves.jsonl",
+        picture=f"{MODELS_MADE}/curves.png",
+    wildcard_constraints:
+        training=one_of(PLAN.of_task("segmenter", sets=True)),
+
+
 ruleorder: train > benchmark_train > benchmark_train_classifier
+ruleorder: train > benchmark_train_set > benchmark_train_segmenter

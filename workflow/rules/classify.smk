@@ -29,10 +29,15 @@ rule extract:
 
 rule classify:
     input:
+        **cards_of_classifiers("card"),
         subtomograms=rules.extract.output.subtomograms,
-        card=model_file("classifier", "card.yaml"),
     output:
-        classes=intermediate("classes", f"{TOMOGRAM}/classes.h5"),
+        **{
+            name: intermediate("classes", path)
+            for name, path in of_classifiers(
+                "classes", f"{TOMOGRAM}/classes{{}}.h5"
+            ).items()
+        },
     log:
         log_of("classify"),
     benchmark:
@@ -56,11 +61,13 @@ rule classify:
 
 rule vote:
     input:
+        unpack(named_clusters),
+        unpack(particle_masks),
+        **of_classifiers("classes", f"{TOMOGRAM}/classes{{}}.h5"),
+        **cards_of_classifiers("classifier"),
         candidates=rules.cluster.output.candidates,
-        classes=rules.classify.output.classes,
         transform=rules.prepare.output.transform,
         localizer=model_file("localizer", "card.yaml"),
-        classifier=model_file("classifier", "card.yaml"),
     output:
         particles=f"{TOMOGRAM}/particles.csv",
         segmentation=f"{TOMOGRAM}/segmentation.mrc.gz",
@@ -69,7 +76,7 @@ rule vote:
     benchmark:
         benchmark_of("vote")
     group:
-        NETWORK
+        VOTES
     conda:
         "../../envs/runtime.yaml"
     envmodules:

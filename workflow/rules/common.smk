@@ -18,7 +18,7 @@ from snakemake.resources import Resource
 from tomoline.errors import TomolineError
 from tomoline.export.registry import dialect as dialect_of
 from tomoline.io.shrec import locations_of
-from tomoline.settings import Config, validated
+from tomoline.settings import Config, model_path, validated
 from tomoline.stages.benchmark_files import (
     files_of,
     model_cards,
@@ -29,11 +29,15 @@ from tomoline.stages.benchmark_files import (
 from tomoline.stages.benchmark_plan import make_plan
 from tomoline.stages.checks import (
     CONFIG_FILE,
+    check_discovery,
     check_run,
     labelled_rows,
     models_of,
+    shown_models,
     start_of,
+    subnets_of,
 )
+from tomoline.stages.members import numbered
 from tomoline.stages.memory import Available
 from tomoline.stages.merge import sifting_threshold
 from tomoline.stages.tile import window_bytes
@@ -53,6 +57,7 @@ BRANCH_SETTINGS = {
     "simulate",
     "train",
     "finetune",
+    "discover",
     "benchmark",
     "envmodules",
 }
@@ -90,7 +95,10 @@ install()
 
 CONFIG = refused(validated, Config, config, source=CONFIG_FILE)
 MODELS = models_of(CONFIG)
-BRANCH = BRANCHES.intersection(sys.argv)
+# A user's own files of subtomograms need no tomograms either.
+BRANCH = (BRANCHES | ({"discover"} if CONFIG.discover.files else set())).intersection(
+    sys.argv
+)
 
 # Refuse what can be refused now, before the first job.
 if workflow.is_main_process and not BRANCH:
@@ -101,6 +109,8 @@ if workflow.is_main_process and not BRANCH:
 # each shard is a job of its own, and the plan that they share is made before them, with a shard's
 # memory, where the shards run.
 NETWORK = "network"
+# Names of clusters wait for all tomograms of a data set, and masks for another group's job.
+VOTES = "votes" if CONFIG.discover.names or CONFIG.vote.masks == "dsmnet" else NETWORK
 SHARDED = CONFIG.tiling.shards > 1
 ON_GPU = CONFIG.segment.device != "cpu" and (
     CONFIG.segment.device == "cuda"
@@ -131,7 +141,7 @@ scattergather:
 @cache
 def sifted_from():
     """The localizer's threshold that the classifier asks for, if it sifts candidates."""
-    return refused(sifting_threshold, MODELS["localizer"], MODELS["classifier"])
+    return refused(sifting_threshold, MODELS["localizer"], *CONFIG.models.classifiers)
 
 
 def known(function):
@@ -148,6 +158,11 @@ overwrite_function_params(
 smart_open.parse_uri = cache(smart_open.parse_uri)
 # A plan is millions of objects that stay: looking for garbage among them takes another tenth.
 gc.set_threshold(200_000, 20, 100)
+
+
+def one_of(names):
+    """A wildcard's pattern: one of these names; with none, nothing fits."""
+    return "|".join(re.escape(name) for name in names) or "(?!)"
 
 
 def settings_of(section, without=""):
@@ -191,6 +206,20 @@ def given_tomogram(wildcards):
 def model_file(role, name):
     """A file of the network that does the work of `role` (localizer or classifier)."""
     return f"{MODELS[role].as_posix()}/{name}"
+
+
+def of_classifiers(name, path):
+    """A tomogram's file of each classifier: `name` at `path` with nothing in the braces, and of an
+    ensemble's others `name_2` with their number, and so on."""
+    count = len(CONFIG.models.classifiers)
+    numbers = ["", *(f"_{k}" for k in range(2, count + 1))]
+    return numbered(name, [path.replace("{}", number) for number in numbers])
+
+
+def cards_of_classifiers(name):
+    """The classifiers' cards: `name`, and of an ensemble's others `name_2` and so on."""
+    folders = CONFIG.models.classifiers
+    return numbered(name, [f"{folder.as_posix()}/card.yaml" for folder in folders])
 
 
 def of_tomograms(pattern):
@@ -276,6 +305,30 @@ def gpu_of(section):
     return {"gpu": 1} if section.device == "cuda" else {}
 
 
+def discover_settings():
+    """What the discovery's jobs depend on: no names, no lists of what else is to be done."""
+    others = {"enabled", "names", "files", "name"}
+    return CONFIG.discover.model_dump(
+        mode="json", exclude_defaults=True, exclude=others
+    )
+
+
+def named_clusters(wildcards):
+    """The clusters of a data set and the file that names them, where one is configured."""
+    names = CONFIG.discover.names.get(wildcards.dataset)
+    if names is None:
+        return {}
+    clusters = f"{DATASET}/discovery/clusters.csv".format(dataset=wildcards.dataset)
+    return {"clusters": clusters, "cluster_names": names}
+
+
+def particle_masks(wildcards):
+    """DSM-Net's masks of a tomogram's candidates, where they are to tell which voxels vote."""
+    if CONFIG.vote.masks == "own":
+        return {}
+    return {"masks": f"{TOMOGRAM}/discovery/masks.mrc".format(**wildcards)}
+
+
 def exported(dialect):
     """A tomogram's file in a dialect."""
     return f"{TOMOGRAM}/export/{dialect_of(dialect).file_name}"
@@ -302,6 +355,16 @@ def truth_files(wildcards):
     row = row_of(wildcards)
     files = {"truth": row.truth}
     return files | ({"occupancy": row.occupancy} if row.occupancy else {})
+
+
+def truth_files_if_any(wildcards):
+    """As `truth_files`; nothing where there is no truth."""
+    return truth_files(wildcards) if has_truth(row_of(wildcards)) else {}
+
+
+def shown_cards():
+    """Cards of the classifiers whose activation maps are shown."""
+    return [f"{folder.as_posix()}/card.yaml" for folder in shown_models(CONFIG)]
 
 
 # Captions cost time and pages cost size: beyond this many, report.html has the dataset's page
@@ -340,10 +403,15 @@ def simulation_memory(wildcards, attempt):
 
 def training_folders(wildcards):
     """The tomograms named to train on and to hold out; those of `simulate` are made first."""
-    if CONFIG.train.source == "simulator":
-        return []
-    folders = [*CONFIG.train.folders, *CONFIG.train.validation_folders]
-    return [locations_of(folder) for folder in folders]
+    return files_to_learn(CONFIG.train, locations_of)
+
+
+def files_to_learn(settings, locations):
+    """What a training reads; of a folder of tomograms what `locations` names."""
+    if settings.source == "subtomograms":
+        return settings.sets.files
+    folders = [*settings.folders, *settings.validation_folders]
+    return [] if settings.source == "simulator" else [locations(f) for f in folders]
 
 
 def can_finetune():
@@ -421,13 +489,13 @@ def folder_of_dataset(path):
     return directory(path)
 
 
-def shown(dataset, tomogram):
-    """A tomogram's page, marked for the report if it is there.
+def shown(dataset, tomogram, page, what):
+    """A page of a tomogram, marked for the report if it is there.
 
     The mark is set here and not on the rule's output, because a marked output has to exist, and
     after a run in which some tomograms failed theirs does not.
     """
-    page = rules.report_tomogram.output.page.format(dataset=dataset, tomogram=tomogram)
+    page = page.format(dataset=dataset, tomogram=tomogram)
     many = len(run().rows[dataset]) > PAGES_IN_REPORT
     if many or report_as_folder() or not Path(page).exists():
         return page
@@ -436,7 +504,7 @@ def shown(dataset, tomogram):
         caption=PAGE_CAPTION,
         category="Tomograms",
         subcategory=dataset,
-        labels={"tomogram": tomogram, "page": "slices, particles, scores"},
+        labels={"tomogram": tomogram, "page": what},
     )
 
 
@@ -454,12 +522,19 @@ def targets(wildcards):
             rules.report_dataset.output.table.format(dataset=dataset),
         ]
         wanted += [path.format(dataset=dataset) for path in combined_files().values()]
+        if CONFIG.discover.enabled:
+            wanted.append(rules.cluster_features.output.page.format(dataset=dataset))
         # A tomogram's page comes last of all; its file for the first program stands for the others.
         first, *others = [exported(name) for name in CONFIG.export.dialects]
         for row in rows:
-            wanted.append(shown(dataset, row.tomogram))
+            place = (dataset, row.tomogram)
+            page = rules.report_tomogram.output.page
+            wanted.append(shown(*place, page, "slices, particles, scores"))
+            if CONFIG.activation.wanted:
+                page = rules.activation.output.page
+                wanted.append(shown(*place, page, "where the class was seen"))
             wanted.append(first.format(dataset=dataset, tomogram=row.tomogram))
-            wanted += added(wanted[-1], others, dataset, row.tomogram)
+            wanted += added(wanted[-1], others, *place)
     return wanted
 
 

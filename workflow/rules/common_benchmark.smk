@@ -16,9 +16,10 @@ EXPERIMENTS_TABLE = {
 }
 
 
-def one_of(names):
-    """A wildcard's pattern: one of these names; with none, nothing fits."""
-    return "|".join(re.escape(name) for name in names) or "(?!)"
+COMPARISON_TABLE = {
+    "table": f"{BENCHMARKS}/{CONFIG.benchmark.name}/trainings.csv",
+    "page": f"{BENCHMARKS}/{CONFIG.benchmark.name}/trainings.md",
+}
 
 
 def of_benchmark(wildcards):
@@ -83,6 +84,23 @@ def experiments_of():
     }
 
 
+def compared():
+    """Of all comparisons of trainings the question and the trainings' names."""
+    return {
+        name: {
+            "settings": comparison.settings.model_dump(mode="json"),
+            "trainings": comparison.trainings,
+        }
+        for name, comparison in PLAN.comparisons.items()
+    }
+
+
+def figures_of_trainings():
+    """What every compared training measured."""
+    names = [t for c in PLAN.comparisons.values() for t in c.trainings.values()]
+    return [f"results/models/{name}/figures.json" for name in dict.fromkeys(names)]
+
+
 def tables_so_far():
     """Write the tables of benchmarks of which something failed, with the reasons."""
     from tomoline.stages import benchmark_table, experiments_table
@@ -103,16 +121,12 @@ def tables_so_far():
 def trained_before(wildcards):
     """Tomograms that a training reads, and the curves of the training it goes on from."""
     settings = PLAN.trainings[wildcards.training]
-    folders = (
-        []
-        if settings.source == "simulator"
-        else [*settings.folders, *settings.validation_folders]
-    )
+    files = files_to_learn(settings, lambda folder: f"{folder}/particle_locations.txt")
     before = Path(settings.init_from).parent.name if settings.init_from else ""
     curves = (
         [f"results/models/{before}/curves.jsonl"] if before in PLAN.trainings else []
     )
-    return [f"{folder}/particle_locations.txt" for folder in folders] + curves
+    return files + curves
 
 
 def bench_log(step):

@@ -4,11 +4,11 @@
 rule evaluate:
     input:
         unpack(truth_files),
+        **cards_of_classifiers("classifier"),
         particles=rules.vote.output.particles,
         segmentation=rules.vote.output.segmentation,
         transform=rules.prepare.output.transform,
         volume=rules.prepare.output.volume,
-        classifier=rules.vote.input.classifier,
     output:
         evaluation=f"{TOMOGRAM}/evaluation.json",
         classes=f"{TOMOGRAM}/evaluation_classes.csv",

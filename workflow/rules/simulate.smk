@@ -101,6 +101,10 @@ rule simulate_join:
         "../scripts/simulate_join.py"
 
 
+# The file of a set without variants lies where a tomogram's subtomograms would.
+ruleorder: simulate_join > extract
+
+
 rule simulate_demo:
     input:
         densities=ancient(DENSITIES),

@@ -1,11 +1,17 @@
-# In: density maps, or simulated tomograms. Out: models with their cards, and the curves of their
-# training (`snakemake train`). A training that was killed goes on from its last checkpoint.
+# In: density maps, or simulated tomograms or subtomograms. Out: models with their cards, and the
+# curves of their training (`snakemake train`); from subtomograms also figures on those held out. A
+# training that was killed goes on from its last checkpoint.
 
 TRAINED = f"results/models/{CONFIG.train.name}"
 PARTS = (
     ("localizer", "classifier")
     if CONFIG.train.task == "joint"
     else (CONFIG.train.task,)
+)
+FIGURES = (
+    {"figures": f"{TRAINED}/figures.json"}
+    if CONFIG.train.source == "subtomograms"
+    else {}
 )
 
 
@@ -16,6 +22,7 @@ rule train:
     output:
         **{part: f"{TRAINED}-{part}/card.yaml" for part in PARTS},
         **{f"{part}_weights": f"{TRAINED}-{part}/weights.safetensors" for part in PARTS},
+        **FIGURES,
         curves=f"{TRAINED}/curves.jsonl",
         picture=f"{TRAINED}/curves.png",
     log:

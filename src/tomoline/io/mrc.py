@@ -205,7 +205,7 @@ def write_volume(
         raise TypeError(f"no MRC mode holds {data.dtype}; convert it to float32 first")
     if data.ndim != 3 or data.size == 0:
         raise ValueError(f"a volume has three axes and some voxels, not shape {data.shape}")
-    header = _blank_header(data.shape, mode, voxel_size_angstrom, origin_xyz_angstrom)
+    header = blank_header(data.shape, mode, voxel_size_angstrom, origin_xyz_angstrom)
     _set_statistics(header, data)
     little = np.dtype(MODES[mode]).newbyteorder("<")
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
@@ -590,7 +590,7 @@ def _not_mrc(file: Path, raw: bytes, found: str) -> InputError:
 # --- writing ---------------------------------------------------------------------------------
 
 
-def _blank_header(
+def blank_header(
     shape: tuple[int, ...], mode: int, voxel_size: float, origin_xyz: tuple[float, float, float]
 ) -> NDArray[Any]:
     header = np.zeros((), mrcfile.dtypes.HEADER_DTYPE.newbyteorder("<"))

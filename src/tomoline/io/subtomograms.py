@@ -104,6 +104,29 @@ class SimulatedHeader:
     voxel_size_angstrom: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class SimulatedBoxes:
+    """An open file of `write_simulated`; `values[k]`, `clean[k]` and `mask[k]` read one particle.
+
+    `label` (N,) is its class's place in `classes`, of which the first is background; `split` (N,)
+    names what its `tomogram` (N,) is for.
+    """
+
+    values: Any  # (N, b, b, b) float32
+    clean: Any  # (N, b, b, b) float32
+    mask: Any  # (N, b, b, b) uint8
+    label: NDArray[np.int64]
+    tomogram: NDArray[np.int64]
+    particle_id: NDArray[np.int64]
+    split: NDArray[np.str_]
+    classes: list[str]
+    box_vox: int
+    voxel_size_angstrom: float
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
 def write_subtomograms(
     path: str | os.PathLike[str],
     boxes: Iterable[NDArray[np.float32]],
@@ -166,6 +189,26 @@ def write_views(
         for k, result in _counted(results, count):
             stored[k] = result
         file.create_dataset("views", data=stored, track_times=False)
+
+
+def write_activation(
+    path: str | os.PathLike[str],
+    particle_id: NDArray[np.int64],
+    networks: Mapping[str, tuple[NDArray[np.float32], Sequence[str], NDArray[np.float64]]],
+) -> None:
+    """Write class activation maps, atomically: `particle_id (N,)`, and of each network by its name
+    `maps (N, b, b, b)`, the class `named` and its `probability (N,)`."""
+    with atomic_stream(path) as stream, h5py.File(stream, "w") as file:
+        file.create_dataset("particle_id", data=particle_id, track_times=False)
+        for name, (maps, named, probability) in networks.items():
+            group = file.create_group(name)
+            data = _create(group, "maps", maps.shape, np.float32)
+            for k, values in enumerate(maps):
+                data[k] = values
+                stream.check()
+            kind = h5py.string_dtype()
+            group.create_dataset("named", data=list(named), dtype=kind, track_times=False)
+            group.create_dataset("probability", data=probability, track_times=False)
 
 
 def write_simulated(
@@ -259,6 +302,41 @@ def open_subtomograms(path: str | os.PathLike[str]) -> Iterator[Subtomograms]:
             raise _fault(path, f"boxes of {edge} voxels, as box_vox says", str(boxes.shape))
         yield Subtomograms(
             boxes=boxes, candidate_id=ids, centre_zyx=centres, box_vox=edge,
+            voxel_size_angstrom=float(file.attrs["voxel_size_angstrom"]),
+        )  # fmt: skip
+
+
+def true_classes(path: str | os.PathLike[str]) -> list[str]:
+    """Names of the true classes of the subtomograms of a file; empty where it has none."""
+    with _opened(path, ("subtomograms",)) as file:
+        if "label" not in file or "classes" not in file.attrs:
+            return []
+        classes = [str(name) for name in file.attrs["classes"]]
+        return [classes[k] for k in file["label"][()]]
+
+
+@contextmanager
+def open_simulated(path: str | os.PathLike[str]) -> Iterator[SimulatedBoxes]:
+    """Open what `write_simulated` or `join_simulated` wrote; InputError if it is something else."""
+    with _opened(path, (*(name for name, _, _ in _SIMULATED), *_COLUMNS)) as file:
+        classes, splits = ([str(n) for n in file.attrs.get(k, [])] for k in ("classes", "splits"))
+        columns = {name: np.asarray(file[name][()], np.int64) for name in _COLUMNS}
+        shape = file["subtomograms"].shape
+        same = all(file[name].shape == shape for name, _, _ in _SIMULATED)
+        if not same or any(len(column) != shape[0] for column in columns.values()):
+            raise _fault(path, f"{shape[0]} subtomograms with their truth", "other numbers of it")
+        labels, split = columns["label"], columns["split"]
+        known = (labels >= 0) & (labels < len(classes)) & (split >= 0) & (split < len(splits))
+        if not known.all() or classes[:1] != [BACKGROUND]:
+            raise _fault(
+                path, f"labels of its classes, beginning with {BACKGROUND}, and splits of its "
+                "own", f"classes {classes}, splits {splits}",
+            )  # fmt: skip
+        yield SimulatedBoxes(
+            values=file["subtomograms"], clean=file["clean"], mask=file["mask"], label=labels,
+            tomogram=columns["tomogram"], particle_id=columns["particle_id"],
+            split=np.array(splits, str)[split] if len(split) else np.empty(0, str),
+            classes=classes, box_vox=int(file.attrs["box_vox"]),
             voxel_size_angstrom=float(file.attrs["voxel_size_angstrom"]),
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tomoline.kernels.dilated import cpu_convolve
 from tomoline.log import get_logger
 from tomoline.networks.blocks import Kernel, plain_convolve
+from tomoline.networks.densenet import DenseNet
 from tomoline.networks.msdnet import MSDNet
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ def speed_up(
 
     Unless it `trains`, its weights are read now and changes to them have no effect.
     """
+    if isinstance(network, DenseNet) and trains and device.type == "cpu":
+        network.use(cpu_convolve)
+        return "cpu-onednn"
     if not isinstance(network, MSDNet):
         return "plain"
     network.kernel, network.convolve = None, plain_convolve

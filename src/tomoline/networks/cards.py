@@ -23,7 +23,8 @@ from tomoline.io.atomic import write_text
 _CLASS_NAME = re.compile(r"""[^\x00-\x1f\x7f"']{1,100}""")
 CARD, WEIGHTS = "card.yaml", "weights.safetensors"
 # Networks that name a subtomogram as a whole; the others name each of its voxels.
-NAME_WHOLE = frozenset({"dsmnet"})
+NAME_WHOLE = frozenset({"densenet", "dsmnet", "vgg"})
+MULTITASK = frozenset({"classification", "segmentation", "recovery"})  # DSM-Net's subnets
 
 
 def is_class_name(name: str) -> bool:
@@ -89,7 +90,7 @@ class ModelCard(BaseModel):
     description: str = ""
     network: str
     parameters: dict[str, Any]
-    role: Literal["localizer", "classifier"]
+    role: Literal["localizer", "classifier", "segmenter"]
     classes: list[str] = Field(min_length=2)
     voxel_size_angstrom: float = Field(gt=0)
     voxel_size_range_angstrom: tuple[float, float]
@@ -219,3 +220,24 @@ def verify_weights(path: str | Path) -> ModelCard:
             remedy="the file is damaged or belongs to another card: copy both again",
         )  # fmt: skip
     return card
+
+
+def check_multitask(card: ModelCard, source: str, *, masks: bool = False) -> None:
+    """Refuse a model that gives no features of subtomograms.
+
+    Raises
+    ------
+    InputError
+        Unless it is a DSM-Net that names them, alone or with both of its other subnets; where
+        `masks` are wanted, with both.
+    """
+    found = set(card.parameters.get("subnets", ["classification"]))
+    legal = [set(MULTITASK)] if masks else [set(MULTITASK), {"classification"}]
+    if card.network != "dsmnet" or found not in legal:
+        wanted = " or ".join(", ".join(sorted(subnets)) for subnets in legal)
+        raise InputError(
+            source, expected=f"a dsmnet with the subnets {wanted}",
+            found=f"{card.network} with {', '.join(sorted(found))}",
+            remedy="name another model in discover.model, or train one "
+            "(config/training/dsmnet-multitask.yaml)",
+        )  # fmt: skip

@@ -10,9 +10,12 @@ from torch import nn
 from tomoline.errors import InputError
 
 NETWORKS = {
+    "densenet": "tomoline.networks.densenet:DenseNet",
     "dsmnet": "tomoline.networks.dsmnet:DSMNet",
+    "encoder_decoder": "tomoline.networks.baselines:EncoderDecoder",
     "msdnet": "tomoline.networks.msdnet:MSDNet",
     "unet": "tomoline.networks.unet:UNet",
+    "vgg": "tomoline.networks.baselines:VGG",
 }
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Kind = TypeVar("Kind", bound=np.generic)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +54,13 @@ def cut_patches(
             )
             values[placed] = volume[inside]
         yield Patch(values=values, centre_zyx=centre - start)
+
+
+def centred_in(values: NDArray[Kind], box_vox: int) -> NDArray[Kind]:
+    """A cube cut, or filled up with zeros, to an edge: its voxel `n // 2` comes to `box // 2`."""
+    out = np.zeros((box_vox,) * 3, values.dtype)
+    start = box_vox // 2 - values.shape[0] // 2
+    low, high = max(start, 0), min(start + values.shape[0], box_vox)
+    into, of = slice(low, high), slice(low - start, high - start)
+    out[into, into, into] = values[of, of, of]
+    return out

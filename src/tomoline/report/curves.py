@@ -16,6 +16,8 @@ PANELS = {
     "Held-out tomograms": {
         "val_core_dice": "overlap of cores (Dice)",
         "val_class_accuracy": "mean class accuracy",
+        "val_mean_iou": "mean IoU of particle and surroundings",
+        "val_recovery_correlation": "correlation of recovered density",
     },
 }
 

@@ -16,13 +16,12 @@ from pydantic import ValidationError
 
 from tomoline.contracts import BACKGROUND, EXPECTED_PRECISION
 from tomoline.export.dialect import is_selected, what_was_asked
-from tomoline.networks.cards import NAME_WHOLE
 from tomoline.report import figures, pages, plots
 from tomoline.report.evaluation import HEADLINES, headline, pooled_html, summary_html
 from tomoline.report.methods import (
     CITATIONS,
     EVALUATION_CITATION,
-    WHOLE_CITATION,
+    citations_of,
     methods_text,
 )
 from tomoline.report.models import models_html
@@ -694,18 +693,19 @@ def _timings_html(result: DatasetResult) -> str:
 
 
 def _methods_html(result: DatasetResult) -> str:
-    cards = {str(card.get("role", "")): card for card in result.cards}
+    localizers, classifiers = (
+        [card for card in result.cards if card.get("role") == role]
+        for role in ("localizer", "classifier")
+    )
     text = methods_text(
         version=result.versions.get("tomoline", ""),
-        localizer=cards.get("localizer", {}),
-        classifier=cards.get("classifier", {}),
+        localizer=localizers[0] if localizers else {},
+        classifiers=classifiers,
         n_tomograms=len(result.in_state("finished")),
         n_particles=sum(len(row.accepted) for row in result.rows),
         evaluated=any(row.evaluation for row in result.rows),
     )
-    cited = list(CITATIONS)
-    if cards.get("classifier", {}).get("network") in NAME_WHOLE:
-        cited.append(WHOLE_CITATION)
+    cited = [*CITATIONS, *citations_of(classifiers)]
     if any(row.evaluation for row in result.rows):
         cited.append(EVALUATION_CITATION)
     items = "".join(pages.paragraph(entry) for entry in cited)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tomoline.networks.cards import NAME_WHOLE
@@ -22,10 +22,30 @@ CITATIONS = (
     "Mölder F, Jablonski KP, Letcher B, et al. Sustainable data analysis with Snakemake. "
     "F1000Research 10, 33 (2021). [the workflow]",
 )
-WHOLE_CITATION = (
-    "Liu C, Zeng X, Wang K, Guo Q, Xu M. Multi-task learning for macromolecule classification, "
-    "segmentation and coarse structural recovery in cryo-tomography. Proc BMVC (2018). "
-    "[the network that names whole subtomograms]"
+# Of the networks that name whole subtomograms, as cited and in full.
+WHOLE_CITATIONS = {
+    "dsmnet": (
+        "Liu et al., 2018",
+        "Liu C, Zeng X, Wang K, Guo Q, Xu M. Multi-task learning for macromolecule classification, "
+        "segmentation and coarse structural recovery in cryo-tomography. Proc BMVC (2018). "
+        "[a network that names whole subtomograms]",
+    ),
+    "densenet": (
+        "Gao et al., 2020",
+        "Gao S, Han R, Zeng X, Cui X, Liu Z, Xu M, Zhang F. Dilated-DenseNet for macromolecule "
+        "classification in cryo-electron tomography. Bioinformatics Research and Applications, "
+        "LNCS 12304, 82–94 (2020). [a network that names whole subtomograms]",
+    ),
+    "vgg": (
+        "Che et al., 2018",
+        "Che C, Lin R, Zeng X, Elmaaroufi K, Galeotti J, Xu M. Improved deep learning-based "
+        "macromolecules structure classification from electron cryotomograms. Mach Vis Appl 29, "
+        "1227–1236 (2018). [a plain network that names whole subtomograms]",
+    ),
+}
+ENSEMBLE_CITATION = (
+    "Genest C, Zidek JV. Combining probability distributions: a critique and an annotated "
+    "bibliography. Stat Sci 1, 114–135 (1986). [how several classifiers name a particle together]"
 )
 EVALUATION_CITATION = (
     "Pei L, Xu M, Frazier Z, Alber F. Simulating cryo electron tomograms of crowded cell "
@@ -34,26 +54,28 @@ EVALUATION_CITATION = (
 )
 
 
-def methods_text(*, version: str, localizer: Mapping[str, Any], classifier: Mapping[str, Any],
-                 n_tomograms: int, n_particles: int,
+def citations_of(classifiers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Works to cite for the networks that named particles."""
+    kinds = dict.fromkeys(str(card.get("network")) for card in classifiers)
+    cited = [WHOLE_CITATIONS[kind][1] for kind in kinds if kind in WHOLE_CITATIONS]
+    return cited + ([ENSEMBLE_CITATION] if len(classifiers) > 1 else [])
+
+
+def methods_text(*, version: str, localizer: Mapping[str, Any],
+                 classifiers: Sequence[Mapping[str, Any]], n_tomograms: int, n_particles: int,
                  evaluated: bool = False) -> str:  # fmt: skip
     """Return a paragraph for a paper's methods section, from what was really used.
 
-    `localizer` and `classifier` are model cards; what a card does not say is left out. Works are
+    `localizer` and `classifiers` are model cards; what a card does not say is left out. Works are
     cited by author and year, as `CITATIONS` lists them.
     """
+    classifier = classifiers[0] if classifiers else {}
     voxel = localizer.get("voxel_size_angstrom", classifier.get("voxel_size_angstrom"))
     scale = f" rescaled to {number(float(voxel))} Å a voxel where needed," if voxel else ""
     classes = [name for name in classifier.get("classes", []) if name != "background"]
     into = f" into {len(classes)} classes" if classes else ""
-    named = (
-        f"named{into} as a whole by {_network(classifier)}, each in several mirrored views, whose "
-        "mean probability decides (Liu et al., 2018)"
-        if classifier.get("network") in NAME_WHOLE
-        else f"labelled voxel by voxel by {_network(classifier)}; the component at the centre "
-        f"voted for the particle's class{into}"
-    )
-    sifted = _sifted(localizer, classifier)
+    named = _named(classifier, into) if len(classifiers) < 2 else _together(classifiers, into)
+    sifted = _sifted(localizer, classifiers)
     return (
         f"Particles were found and classified with Tomoline {version}, which follows VP-Detector "
         "(Hao et al., 2022) and runs in Snakemake (Mölder et al., 2021). Tomograms were"
@@ -76,20 +98,57 @@ def methods_text(*, version: str, localizer: Mapping[str, Any], classifier: Mapp
     )
 
 
-def _sifted(localizer: Mapping[str, Any], classifier: Mapping[str, Any]) -> str:
-    """How a classifier of whole subtomograms sifted the candidates, if it did."""
+def _named(classifier: Mapping[str, Any], into: str) -> str:
+    """How one classifier named subtomograms."""
     if classifier.get("network") not in NAME_WHOLE:
-        return ""
-    fit = classifier.get("sift") or {}
-    known = fit.get("localizer_sha256")
-    if known and known == localizer.get("weights_sha256"):
-        contrast = fit.get("contrast") and ", the density's contrast to the tomogram's noise"
         return (
-            f". From the same network's probability of background{contrast or ''} and the map's "
+            f"labelled voxel by voxel by {_network(classifier)}; the component at the centre "
+            f"voted for the particle's class{into}"
+        )
+    cited = WHOLE_CITATIONS.get(str(classifier.get("network")), ("",))[0]
+    return (
+        f"named{into} as a whole by {_network(classifier)}, each in several mirrored views, whose "
+        f"mean probability decides{f' ({cited})' if cited else ''}"
+    )
+
+
+def _together(classifiers: Sequence[Mapping[str, Any]], into: str) -> str:
+    """How several classifiers named subtomograms."""
+    each = "; ".join(_named(card, "") for card in classifiers)
+    return (
+        f"named{into} by {len(classifiers)} networks together: {each}. The logarithms of their "
+        "probabilities, each calibrated by a temperature of its own, were averaged (Genest and "
+        "Zidek, 1986), and the most probable class was taken"
+    )
+
+
+def _sifted(localizer: Mapping[str, Any], classifiers: Sequence[Mapping[str, Any]]) -> str:
+    """How classifiers of whole subtomograms sifted the candidates, if they did."""
+    wholes = [card for card in classifiers if card.get("network") in NAME_WHOLE]
+    if not wholes:
+        return ""
+    fits = [fit for card in wholes if (fit := _fit(localizer, card))]
+    networks = "networks' mean" if len(fits or wholes) > 1 else "network's"
+    if fits:
+        contrast = any(fit.get("contrast") for fit in fits)
+        own = ", the density's contrast to the tomogram's noise" if contrast else ""
+        return (
+            f". From the same {networks} probability of background{own} and the map's "
             "value a logistic regression gave the probability that a centre is a particle, by "
             "which it was kept"
         )
-    return ". Centres that the same network took for background were left out"
+    return f". Centres that {_took(len(wholes))} for background were left out"
+
+
+def _fit(localizer: Mapping[str, Any], classifier: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The classifier's sift, if it is for this localizer."""
+    fit: Mapping[str, Any] = classifier.get("sift") or {}
+    known = fit.get("localizer_sha256")
+    return fit if known and known == localizer.get("weights_sha256") else {}
+
+
+def _took(count: int) -> str:
+    return "the same network took" if count == 1 else "the same networks took on average"
 
 
 def _network(card: Mapping[str, Any]) -> str:

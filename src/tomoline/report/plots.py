@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from tomoline.report.palette import ACCENT, REJECTED, ClassStyle
+from tomoline.report.palette import ACCENT, COLOURS, REJECTED, ClassStyle
 
 if TYPE_CHECKING:
     import altair as alt
@@ -266,6 +266,47 @@ def candidates(table: pd.DataFrame, styles: Mapping[str, ClassStyle]) -> dict[st
     return _finished(chart.resolve_scale(color="independent", shape="independent"))
 
 
+def clusters(table: pd.DataFrame, *, kinds: Mapping[str, str]) -> dict[str, Any]:
+    """Return subtomograms as points of a plane, coloured by what the reader chooses.
+
+    `table` has `x`, `y` and text columns; `kinds` maps those to colour by to their words. What the
+    pointer is over is told; a click on a legend's entry leaves that alone.
+    """
+    import altair as alt  # noqa: PLC0415
+
+    points = thinned(table)
+    long = pd.concat(
+        [points.assign(by=words, value=points[column]) for column, words in kinds.items()],
+        ignore_index=True,
+    )
+    first, *_ = kinds.values()
+    choice = alt.param(
+        name="by",
+        value=first,
+        bind=alt.binding_select(options=list(kinds.values()), name="colour "),
+    )
+    pick = alt.selection_point(fields=["value"], bind="legend", name="one")
+    dots = (
+        alt.Chart(_data(long))
+        .transform_filter("datum.by == by")
+        .mark_point(filled=True, size=36, stroke="#222", strokeWidth=0.3)
+        .encode(
+            x=alt.X("x:Q", title="", axis=None, scale=alt.Scale(padding=12)),
+            y=alt.Y("y:Q", title="", axis=None, scale=alt.Scale(padding=12)),
+            color=alt.Color("value:N", scale=alt.Scale(range=list(COLOURS)),
+                            legend=alt.Legend(orient="bottom", columns=6, symbolSize=70,
+                                              title="click one; shift for more")),
+            shape=alt.Shape("value:N", legend=None),
+            opacity=alt.condition(pick, alt.value(0.9), alt.value(0.06)),
+            tooltip=[alt.Tooltip("tomogram:N"), alt.Tooltip("id:Q"),
+                     *(alt.Tooltip(f"{column}:N", title=words) for column, words in kinds.items())],
+        )
+        .add_params(choice, pick)
+        .properties(name="clusters", width=_PAGE_WIDE, height=460)
+    )  # fmt: skip
+    return _finished(dots)
+
+
 def thinned(table: pd.DataFrame, most: int = MOST_POINTS) -> pd.DataFrame:
     """Return at most `most` rows, evenly over the table."""
     if len(table) <= most:
@@ -314,6 +355,6 @@ def _plain(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 __all__: Sequence[str] = (
-    "BUNDLE", "STYLE", "bundle", "candidates", "inline_script", "linked_script", "plot", "thinned",
-    "trends",
+    "BUNDLE", "STYLE", "bundle", "candidates", "clusters", "inline_script", "linked_script",
+    "plot", "thinned", "trends",
 )  # fmt: skip

@@ -3,7 +3,8 @@
 An experiment (`config/benchmarks/experiments/<name>.yaml`) compares trainings that differ from the
 configuration's `train` section, all else equal. The variants of all experiments are the methods of
 one benchmark, so that what stands in several experiments is trained and run once; each experiment
-has a table of its own methods.
+has a table of its own methods. Where the trainings learn from sets of subtomograms they are
+compared on the sets' own test subtomograms instead.
 """
 
 from __future__ import annotations
@@ -43,17 +44,22 @@ class Experiment:
 class Plan:
     """Benchmarks and trainings by name; `experiments` by the name of their tables.
 
-    `variants` names the benchmark that runs the methods of all experiments.
+    `variants` names the benchmark that runs the methods of all experiments. `comparisons`, of
+    trainings on sets of subtomograms, are by the name of their file.
     """
 
     benchmarks: dict[str, BenchmarkSettings] = field(default_factory=dict)
     trainings: dict[str, TrainSettings] = field(default_factory=dict)
     experiments: dict[str, Experiment] = field(default_factory=dict)
     variants: str = ""
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
 
-    def of_task(self, task: str) -> list[str]:
-        """Names of the trainings of a task."""
-        return [name for name, s in self.trainings.items() if s.task == task]
+    def of_task(self, task: str, *, sets: bool = False) -> list[str]:
+        """Names of the trainings of a task, on tomograms or on sets of subtomograms."""
+        return [
+            name for name, s in self.trainings.items()
+            if s.task == task and (s.source == "subtomograms") == sets
+        ]  # fmt: skip
 
     def table(self, name: str) -> tuple[BenchmarkSettings, dict[str, str]]:
         """A table's benchmark with the methods in it, and what the table calls them."""
@@ -63,6 +69,14 @@ class Plan:
         whole = self.benchmarks[self.variants]
         methods = {key: whole.methods[key] for key in labels}
         return whole.model_copy(update={"methods": methods}), labels
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A question, and the names of the trainings that answer it, by variant."""
+
+    settings: ExperimentSettings
+    trainings: dict[str, str]
 
 
 def make_plan(config: Config, *, root: str | Path = ".") -> Plan:
@@ -88,13 +102,18 @@ def make_plan(config: Config, *, root: str | Path = ".") -> Plan:
     if own.methods:
         benchmarks[own.name] = own
     experiments: dict[str, Experiment] = {}
+    comparisons: dict[str, Comparison] = {}
     methods: dict[str, BenchmarkMethod] = {}
     for file in _files(own, Path(root)):
         experiment = validated(ExperimentSettings, _read(file), source=file)
+        if config.train.source == "subtomograms":
+            comparisons[file.stem] = _comparison(config, file, experiment, trainings)
+            continue
         chosen: dict[str, str] = {}
         for label, variant in experiment.variants.items():
             source = f"{file}, variant {label}"
             settings = _training(config, file.stem, label, variant, source=source)
+            _check_task(settings, variant, source)
             trainings.setdefault(settings.name, settings)
             method = _method(settings, variant, flips=own.flips, source=source)
             key = next((key for key, known in methods.items() if known == method), None)
@@ -115,8 +134,30 @@ def make_plan(config: Config, *, root: str | Path = ".") -> Plan:
     for benchmark in benchmarks.values():
         check_benchmark(benchmark)
     return Plan(
-        benchmarks=benchmarks, trainings=trainings, experiments=experiments, variants=variants
-    )
+        benchmarks=benchmarks, trainings=trainings, experiments=experiments, variants=variants,
+        comparisons=comparisons,
+    )  # fmt: skip
+
+
+def _comparison(
+    config: Config, file: Path, experiment: ExperimentSettings, trainings: dict[str, TrainSettings]
+) -> Comparison:
+    """The trainings of a file's variants, added to the others."""
+    names = {}
+    for label, variant in experiment.variants.items():
+        source = f"{file}, variant {label}"
+        if variant.method:
+            raise InputError(
+                source, expected="settings of `train` alone, as trainings on subtomograms are "
+                "compared on subtomograms", found="settings of `method`",
+                remedy="leave `method` out",
+            )  # fmt: skip
+        settings = _training(config, file.stem, label, variant, source=source)
+        # Another question may have asked for the same.
+        same = (t.name for t in trainings.values() if _alike(t, settings))
+        names[label] = next(same, settings.name)
+        trainings.setdefault(names[label], settings)
+    return Comparison(experiment, names)
 
 
 def _method(
@@ -139,7 +180,14 @@ def _training(
     own, changed = config.benchmark.name, variant.train
     name = f"{own}-{experiment}-{label}" if changed else f"{own}-{COMMON}"
     common = config.train.model_dump(mode="json", exclude_defaults=True)
-    settings = validated(TrainSettings, {**_merged(common, changed), "name": name}, source=source)
+    return validated(TrainSettings, {**_merged(common, changed), "name": name}, source=source)
+
+
+def _alike(one: TrainSettings, other: TrainSettings) -> bool:
+    return one.model_copy(update={"name": other.name}) == other
+
+
+def _check_task(settings: TrainSettings, variant: ExperimentVariant, source: str) -> None:
     voxels = variant.method.get("kind") == "unet"  # needs no localizer
     if settings.task != ("classifier" if voxels else "joint"):
         raise InputError(
@@ -147,7 +195,6 @@ def _training(
             "or task classifier for a method of kind unet",
             found=f"task {settings.task}", remedy="correct the variant's `task` or its `kind`",
         )  # fmt: skip
-    return settings
 
 
 def _merged(common: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ key and lists what is known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -18,13 +18,14 @@ from tomoline.errors import InputError
 from tomoline.export.dialect import check_classes, check_tilt_series
 from tomoline.export.registry import dialect
 from tomoline.io.sheet import DATASETS_FOLDER, SheetRow, labels_file, load_dataset
-from tomoline.networks.cards import ModelCard, load_card, verify_weights
+from tomoline.networks.cards import ModelCard, check_multitask, load_card, verify_weights
 from tomoline.settings import Config, DatasetSettings, model_path
+from tomoline.stages.members import check_members, numbered, of_members
 
 CONFIG_FILE = "config/config.yaml"
 
 # Folders of a dataset's results that are not a tomogram's.
-RESERVED_NAMES = ("benchmarks", "export", "logs", "report", "review")
+RESERVED_NAMES = ("benchmarks", "discovery", "export", "logs", "report", "review")
 
 # Assumed where a header could not be read: such a tomogram fails at once, or is small.
 _UNKNOWN_VOXELS = 50_000_000
@@ -53,7 +54,16 @@ class Run:
     @property
     def warning(self) -> str:
         """What should be known before the first job; empty where all is as it should be."""
-        return self.cards["classifier"].not_fitted(self.cards["localizer"])
+        localizer = self.cards["localizer"]
+        classifiers = [card for role, card in self.cards.items() if role != "localizer"]
+        said = [card.not_fitted(localizer) for card in classifiers]
+        if len(classifiers) > 1:
+            said += [
+                f"{card.name} has no temperature: its probabilities weigh in the ensemble as they "
+                f"are. Remedy: tomoline calibrate {localizer.name} {card.name}"
+                for card in classifiers if card.temperature is None
+            ]  # fmt: skip
+        return "; ".join(filter(None, said))
 
     @cached_property
     def _by_name(self) -> dict[tuple[str, str], SheetRow]:
@@ -99,11 +109,18 @@ class Run:
 
 
 def models_of(config: Config) -> dict[str, Path]:
-    """Return the folder of the model that does each work."""
+    """Return the folder of the model that does each work; an ensemble's further classifiers are
+    `classifier_2` and so on."""
     return {
         "localizer": config.models.path_of("localizer"),
-        "classifier": config.models.path_of("classifier"),
+        **numbered("classifier", config.models.classifiers),
     }
+
+
+def shown_models(config: Config) -> list[Path]:
+    """Return the folders of the classifiers whose activation maps are shown."""
+    named = [model_path(name, config.models.folder) for name in config.activation.models]
+    return named or config.models.classifiers
 
 
 def start_of(config: Config, role: Literal["localizer", "classifier"]) -> Path:
@@ -181,7 +198,12 @@ def check_run(config: Config, *, root: str | Path = ".", thorough: bool = True) 
     read = verify_weights if thorough else load_card
     cards = {role: read(root / folder) for role, folder in models.items()}
     for role, card in cards.items():
-        _check_role(models[role], card, role)
+        _check_role(models[role], card, role.partition("_")[0])
+    check_members(of_members(cards, "classifier"))
+    if config.discover.enabled or config.discover.names or config.vote.masks == "dsmnet":
+        check_discovery(config, root, read)
+    if config.activation.wanted:
+        _check_shown([read(root / folder) for folder in shown_models(config)], cards["localizer"])
     for name in config.export.dialects:
         dialect(name)
     check_classes(config.export.classes, _particle_classes(cards["classifier"]))
@@ -212,6 +234,18 @@ def _particle_classes(card: ModelCard) -> list[str]:
     return [name for name in card.classes if name != BACKGROUND]
 
 
+def _check_shown(shown: Sequence[ModelCard], localizer: ModelCard) -> None:
+    for card in shown:
+        size = localizer.voxel_size_angstrom
+        if card.role != "classifier" or card.voxel_size_angstrom != size:
+            raise InputError(
+                f"activation.models, {card.name}",
+                expected=f"a classifier of voxels of {size:g} angstrom",
+                found=f"a {card.role} of {card.voxel_size_angstrom:g}",
+                remedy="leave it out",
+            )
+
+
 def _check_role(folder: Path, card: ModelCard, role: str) -> None:
     if card.role != role:
         raise InputError(
@@ -220,6 +254,41 @@ def _check_role(folder: Path, card: ModelCard, role: str) -> None:
             found=f"{folder.name}, a {card.role}",
             remedy="name another model in config.yaml",
         )
+
+
+def subnets_of(config: Config, root: str | Path = ".") -> list[str]:
+    """Subnets of the discovery's network: by its card, or by the training that is to make it."""
+    folder = model_path(config.discover.model, config.models.folder)
+    if folder == Path("results/models") / f"{config.train.name}-classifier":
+        return list(config.train.dsmnet.subnets)
+    try:
+        card = load_card(Path(root) / folder)
+    except InputError:  # told where the discovery is asked for
+        return []
+    return list(card.parameters.get("subnets", []))
+
+
+def check_discovery(
+    config: Config, root: str | Path = ".", read: Callable[[str | Path], ModelCard] = verify_weights
+) -> None:
+    """Check the network of the discovery, unless this run trains it, and the files of names.
+
+    Raises
+    ------
+    InputError
+        A model that is not there or has not all subnets, a file or data set that is not there.
+    """
+    wanted, root = config.discover, Path(root)
+    folder = model_path(wanted.model, config.models.folder)
+    if folder != Path("results/models") / f"{config.train.name}-classifier":
+        masks = config.vote.masks == "dsmnet"
+        check_multitask(read(root / folder), "discover.model", masks=masks)
+    for dataset, file in wanted.names.items():
+        if dataset not in config.datasets or not (root / file).is_file():
+            raise InputError(
+                "discover.names", expected="an existing file for a data set of `datasets`",
+                found=f"{dataset}: {file}", remedy="correct the name or the path, or take it out",
+            )  # fmt: skip
 
 
 def _check_dataset(

@@ -29,6 +29,7 @@ from tomoline.errors import TomolineError, ToolError
 from tomoline.io import imod
 from tomoline.networks.cards import ModelCard, load_card, verify_weights
 from tomoline.settings import ModelsSettings, validated
+from tomoline.stages.members import numbered
 
 GIB = 1024**3
 
@@ -345,11 +346,12 @@ def _models(project: Path) -> list[Check]:
         ]
     folders = {
         "localizer": project / models.path_of("localizer"),
-        "classifier": project / models.path_of("classifier"),
+        **numbered("classifier", [project / folder for folder in models.classifiers]),
     }
     checks = [_model(role, folder) for role, folder in folders.items()]
     if all(check.state == "ok" for check in checks):
-        checks += _fit(*(load_card(folder) for folder in folders.values()))
+        localizer, *classifiers = (load_card(folder) for folder in folders.values())
+        checks += [check for card in classifiers for check in _fit(localizer, card)]
     return checks
 
 

@@ -31,6 +31,8 @@ from tomoline.log import get_logger
 from tomoline.networks.cards import load_card
 from tomoline.ops.picking import Picks, dog_picks_at_scales
 from tomoline.settings import DatasetSettings, EvaluateSettings, validated
+from tomoline.stages.members import of_members
+from tomoline.stages.vote import has_balls
 
 SETTINGS = EvaluateSettings
 
@@ -47,10 +49,10 @@ def run(
     and `confusion`.
 
     `segmentation` is the map of voxel classes, scored where there is an occupancy; by the card
-    `classifier` the scores say whether it has balls or shapes. `volume` and `transform` are the
-    prepared volume, for the difference-of-Gaussians picker, and its place in the given tomogram.
-    `dataset` and `tilt_series` are needed only for a truth in a RELION file of a binned tomogram,
-    or of several tomograms.
+    `classifier` (and `classifier_<k>` of an ensemble) the scores say whether it has balls or
+    shapes. `volume` and `transform` are the prepared volume, for the difference-of-Gaussians
+    picker, and its place in the given tomogram. `dataset` and `tilt_series` are needed only for a
+    truth in a RELION file of a binned tomogram, or of several tomograms.
 
     evaluation.json also has `score_curve` (precision and recall against the score, see
     `tomoline.evaluation.curve`) and `reliability`: of `particle` (that a candidate is one, by
@@ -79,7 +81,8 @@ def run(
         names = table_classes(particles)
         evaluation = with_segmentation(
             evaluation, labels, true_labels(truth, occupancy, names, transform), len(names) + 1,
-            of_balls="classifier" in inputs and load_card(inputs["classifier"]).names_whole,
+            of_balls="classifier" in inputs
+            and has_balls([load_card(card) for card in of_members(inputs, "classifier")]),
         )  # fmt: skip
     kept = particles[particles["status"] == ACCEPTED]
     _write(evaluation, _curves(kept, truth, settings.hit_distance_vox), outputs)

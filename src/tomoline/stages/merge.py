@@ -69,10 +69,14 @@ def run(
         write_volume(outputs["mask"], mask, voxel_size)
 
 
-def sifting_threshold(localizer: str | Path, classifier: str | Path) -> float | None:
-    """The localizer's threshold where the classifier was fitted to sift its candidates."""
-    sift = load_card(classifier).sift_for(load_card(localizer))
-    return None if sift is None else sift.threshold
+def sifting_threshold(localizer: str | Path, *classifiers: str | Path) -> float | None:
+    """The localizer's threshold where a classifier was fitted to sift its candidates.
+
+    Of several classifiers the lowest, so that each sees what it was fitted to.
+    """
+    finder = load_card(localizer)
+    sifts = [load_card(classifier).sift_for(finder) for classifier in classifiers]
+    return min((sift.threshold for sift in sifts if sift is not None), default=None)
 
 
 def _threshold(

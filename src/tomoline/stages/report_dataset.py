@@ -38,7 +38,7 @@ from tomoline.report.sources import (
     read_yaml,
     versions,
 )
-from tomoline.settings import ModelsSettings, ReportSettings
+from tomoline.settings import ModelsSettings, ReportSettings, validated
 from tomoline.stages.report_tomogram import benchmark_files
 from tomoline.stages.status import TomogramStatus, collect_status
 
@@ -310,9 +310,13 @@ def _cards(project: Path, config: Mapping[str, Any]) -> list[Path]:
     """The cards of the run's models that are there."""
     given = config.get("models")
     known = {k: v for k, v in given.items() if v} if isinstance(given, Mapping) else {}
-    models = ModelsSettings().model_dump() | known
-    folder = project / str(models.pop("folder"))
-    cards = [folder / str(name) / "card.yaml" for name in models.values()]
+    try:
+        models = validated(ModelsSettings, known, source="models")
+    except InputError as error:  # the page must be made anyway
+        log.warning("models left out of the page: %s", error)
+        return []
+    folders = [models.path_of("localizer"), *models.classifiers]
+    cards = [project / folder / "card.yaml" for folder in folders]
     return [path for path in cards if path.is_file()]
 
 

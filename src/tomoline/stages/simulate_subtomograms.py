@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from tomoline.io.subtomograms import (
     SimulatedBox,
@@ -22,6 +22,7 @@ from tomoline.io.subtomograms import (
 )
 from tomoline.log import get_logger
 from tomoline.ops.normalise import normalise
+from tomoline.ops.patches import centred_in
 from tomoline.settings import SimulateSettings
 from tomoline.simulation.densities import MASK_LEVEL, Density
 from tomoline.simulation.phantom import rotate_density
@@ -30,6 +31,8 @@ from tomoline.stages.simulate import load_classes, make_numbered, provenance
 
 SETTINGS = SimulateSettings
 SPLITS = ("train", "validation", "test")
+APART_VOX = 4.5  # as `train.candidates.hit_vox`: nearer to a particle is a hit
+PLACES_TRIED = 8  # for each background box
 log = get_logger(__name__)
 
 
@@ -55,6 +58,10 @@ def run(
     role = split_of(settings, number)
     log.info("%d of %d particles lie wholly within; for %s", len(boxes),
              len(made.phantom.classes), role)  # fmt: skip
+    if settings.background_share:
+        rng = np.random.default_rng([settings.seed, number, 29])
+        wanted = round(settings.background_share * max(len(boxes), 1))
+        boxes += background_boxes(made, settings.box_vox, wanted, rng)
     header = SimulatedHeader(
         classes=tuple(d.name for d in densities), splits=SPLITS, box_vox=settings.box_vox,
         voxel_size_angstrom=settings.voxel_size_angstrom,
@@ -99,16 +106,31 @@ def cut_boxes(
             continue
         cut = tuple(slice(a, a + box_vox) for a in low)
         label, density = by_name[name]
-        clean = _alone(rotate_density(density.values, rotation, centre - place), box_vox)
+        clean = centred_in(rotate_density(density.values, rotation, centre - place), box_vox)
         mask = (phantom.occupancy[cut] == k) & (clean > MASK_LEVEL)
         yield SimulatedBox(volume[cut], clean, mask.astype(np.uint8), label, k, centre - low)
 
 
-def _alone(values: NDArray[np.float32], box_vox: int) -> NDArray[np.float32]:
-    """A density cube about its middle voxel in a box about voxel `box_vox // 2`."""
-    out = np.zeros((box_vox,) * 3, np.float32)
-    start = box_vox // 2 - values.shape[0] // 2
-    low, high = max(start, 0), min(start + values.shape[0], box_vox)
-    into, of = slice(low, high), slice(low - start, high - start)
-    out[into, into, into] = values[of, of, of]
-    return out
+def background_boxes(
+    made: SimulatedTomogram, box_vox: int, wanted: int, rng: np.random.Generator
+) -> list[SimulatedBox]:
+    """Boxes with no particle's centre near their middle; nothing is to be found in them.
+
+    They are labelled 0 and have the particle number 0. Fewer come back where there is no room.
+    """
+    volume = normalise(made.reconstruction)
+    lowest, highest = box_vox // 2, np.array(volume.shape) - (box_vox - box_vox // 2)
+    if (highest < lowest).any():
+        return []
+    places = rng.integers(lowest, highest + 1, (PLACES_TRIED * wanted, 3))
+    centres = made.phantom.centres_zyx
+    if len(centres):
+        apart, _ = cKDTree(np.asarray(centres)).query(places)
+        places = places[apart > APART_VOX]
+    nothing, empty = (np.zeros((box_vox,) * 3, kind) for kind in (np.float32, np.uint8))
+    found = []
+    for place in places[:wanted]:
+        cut = tuple(slice(a, a + box_vox) for a in place - box_vox // 2)
+        middle = np.full(3, box_vox // 2, float)
+        found.append(SimulatedBox(volume[cut], nothing, empty, 0, 0, middle))
+    return found

@@ -14,11 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tomoline.errors import InputError
 from tomoline.evaluation.held_out import HIT_DISTANCE_VOX, NOT_MEASURABLE
 from tomoline.evaluation.matching import match_one_to_one
 from tomoline.infer import Runner, choose_device, make_runner, window_bytes
 from tomoline.log import get_logger
 from tomoline.networks.cards import ModelCard
+from tomoline.networks.densenet import DenseNet
+from tomoline.networks.dsmnet import DSMNet
 from tomoline.networks.registry import build
 from tomoline.networks.weights import load_network
 from tomoline.ops.tiles import box, plan_tiles
@@ -128,7 +131,13 @@ class Teacher:
         s, card = self.settings, start.card
         assert card.box_vox is not None
         parameters = {**card.parameters, "classes": len(classes)}
-        network: Any = build(card.network, parameters)
+        network = build(card.network, parameters)
+        if not isinstance(network, DSMNet | DenseNet):
+            raise InputError(
+                "finetune.classifier", expected="a classifier of voxels (msdnet), or of whole "
+                "subtomograms by dsmnet or densenet", found=f"{card.name} ({card.network})",
+                remedy="name another one",
+            )  # fmt: skip
         network.load_state_dict(extended(start.state(), len(classes) - len(card.classes)))
         how = SubtomogramOptions(box_vox=card.box_vox)
         rng = np.random.default_rng([s.seed, 21])
@@ -251,6 +260,7 @@ class Teacher:
                        for v in volumes]  # fmt: skip
         source = PointSource(parts, volumes, simulated_share=s.simulated_share, seed=s.seed)
         device = str(self.device)
+        assert card.role != "segmenter"
         options = MSDNetRecipeOptions(
             task=card.role, crop_vox=WINDOW_VOX, batch_size=WINDOWS,
             steps_per_epoch=s.steps_per_epoch, volumes_per_epoch=s.steps_per_epoch,

@@ -36,18 +36,20 @@ from tomoline.stages.confidence import (
     with_precision,
     with_temperature,
 )
+from tomoline.stages.train_sets import Sets, measured, recipe_of, sets_of, tasks_of
 from tomoline.training import distributed
 from tomoline.training.data import SimulatedSource, TrainingVolume
 from tomoline.training.folders import FolderSource
 from tomoline.training.loop import Recipe, Trainer
 from tomoline.training.msdnet import MSDNetRecipe, MSDNetRecipeOptions, Source, split_joint
 from tomoline.training.options import TrainOptions
+from tomoline.training.sets import SetRecipe
 from tomoline.training.subtomogram import SubtomogramOptions, SubtomogramRecipe
 
 SETTINGS = TrainSettings
 log = get_logger(__name__)
 
-Part = Literal["localizer", "classifier"]
+Part = Literal["localizer", "classifier", "segmenter"]
 VOXEL_SIZE_ANGSTROM = 10.0  # of the shipped densities
 VOXEL_SIZE_RANGE_ANGSTROM = (9.0, 11.0)  # what a network sees without harm; beyond, rescale
 VALIDATION = "the training's validation tomograms"
@@ -64,14 +66,14 @@ def run(
     """Train until done and write curves and models.
 
     Input `densities` (folder). Outputs `curves` (JSON lines), `picture` (PNG), and `localizer`,
-    `classifier` (card.yaml of the models the task makes). `work` keeps the checkpoints.
+    `classifier` or `segmenter` (card.yaml of the models the task makes); from sets of subtomograms
+    also `figures` (JSON). `work` keeps the checkpoints.
     """
     device = choose_device(settings.device)
     rank, processes = distributed.begin(device.type)
     torch.manual_seed(settings.seed)
-    classes = tuple(settings.classes) or SHREC_CLASSES
-    densities = [load_density(Path(inputs["densities"]), name) for name in classes]
-    source = _source(settings, densities, Path(inputs["densities"]))
+    sets = sets_of(settings) if settings.source == "subtomograms" else None
+    classes = sets.classes if sets else tuple(settings.classes) or SHREC_CLASSES
     precision = choose_precision(settings.precision, device)
     network = _network(settings, len(classes)).to(device)
     kernel = speed_up(network, device, precision, trains=True)
@@ -79,7 +81,13 @@ def run(
     where = {
         "device": str(device), "rank": rank, "processes": processes, "precision": _name(precision)
     }  # fmt: skip
-    recipe = _recipe(settings, source, densities, where)
+    recipe: Recipe
+    if sets:
+        recipe = recipe_of(sets, settings, where)
+    else:
+        densities = [load_density(Path(inputs["densities"]), name) for name in classes]
+        source = _source(settings, densities, Path(inputs["densities"]))
+        recipe = _recipe(settings, source, densities, where)
     trainer = Trainer(network, recipe, TrainOptions(**_shared(settings, TrainOptions)), Path(work))
     trainer.run()
     if not distributed.is_first():
@@ -88,7 +96,10 @@ def run(
     write_text(Path(outputs["curves"]), rows)
     with atomic_path(Path(outputs["picture"])) as partial:
         draw_curves([json.loads(r) for r in rows.splitlines()], partial)
-    _write_models(trainer, settings, classes, outputs, source)
+    if sets:
+        _write_set_model(trainer, settings, sets, outputs)
+    else:
+        _write_models(trainer, settings, classes, outputs, source)
 
 
 def output_paths(settings: TrainSettings, folder: Path) -> dict[str, Path]:
@@ -96,7 +107,8 @@ def output_paths(settings: TrainSettings, folder: Path) -> dict[str, Path]:
     parts = ["localizer", "classifier"] if settings.task == "joint" else [settings.task]
     own = folder / settings.name
     models = {part: folder / f"{settings.name}-{part}" / "card.yaml" for part in parts}
-    return {**models, "curves": own / "curves.jsonl", "picture": own / "curves.png"}
+    figures = {"figures": own / "figures.json"} if settings.source == "subtomograms" else {}
+    return {**models, **figures, "curves": own / "curves.jsonl", "picture": own / "curves.png"}
 
 
 def _name(dtype: torch.dtype) -> Any:
@@ -147,13 +159,17 @@ def _parameters(settings: TrainSettings, classes: int) -> dict[str, Any]:
     """What the kind of network takes, as its card keeps it."""
     if settings.network == "unet":
         return {"classes": classes, "filters": list(settings.filters)}
-    if settings.network == "dsmnet":
-        return {"classes": classes, **settings.dsmnet.model_dump(mode="json")}
+    if settings.network in ("dsmnet", "densenet"):
+        return {"classes": classes, **getattr(settings, settings.network).model_dump(mode="json")}
+    if settings.network in ("vgg", "encoder_decoder"):
+        return {"classes": classes}
     return {"classes": classes, **settings.shape.model_dump()}
 
 
 def _network(settings: TrainSettings, structures: int) -> nn.Module:
-    outputs = {"localizer": 2, "classifier": structures + 1, "joint": structures + 3}
+    outputs = {
+        "localizer": 2, "segmenter": 2, "classifier": structures + 1, "joint": structures + 3
+    }  # fmt: skip
     network = build(settings.network, _parameters(settings, outputs[settings.task]))
     if settings.init_from:
         _take_over(network, Path(settings.init_from))
@@ -183,6 +199,36 @@ def _take_over(network: nn.Module, folder: Path) -> None:
     log.info("%d of %d tensors taken over from %s", len(taken), len(own), folder)
 
 
+def _write_set_model(
+    trainer: Trainer, settings: TrainSettings, sets: Sets, outputs: Mapping[str, Any]
+) -> None:
+    assert isinstance(trainer.recipe, SetRecipe)
+    state = trainer.best_weights()
+    card = make_card(settings.task, settings, sets.classes, _best_row(trainer))  # type: ignore[arg-type]
+    card = card.model_copy(
+        update={
+            "training": card.training | {"voxels_seen": trainer.voxels_seen},
+            "box_vox": sets.box_vox,
+            "voxel_size_angstrom": sets.voxel_size_angstrom,
+            "voxel_size_range_angstrom": tuple(
+                round(sets.voxel_size_angstrom * edge / VOXEL_SIZE_ANGSTROM, 3)
+                for edge in VOXEL_SIZE_RANGE_ANGSTROM
+            ),
+        }
+    )
+    trainer.network.load_state_dict(state)
+    trainer.network.eval()
+    figures = Path(outputs["figures"])
+    card = measured(card, trainer.network, trainer.recipe, sets, figures)
+    save_model(Path(outputs[settings.task]).parent, card, state)
+    log.info("wrote %s", Path(outputs[settings.task]).parent)
+
+
+def _best_row(trainer: Trainer) -> dict[str, Any]:
+    rows = [json.loads(r) for r in (trainer.folder / "curves.jsonl").read_text().splitlines()]
+    return next(r for r in rows if r["epoch"] == trainer.best_epoch)
+
+
 def _write_models(
     trainer: Trainer,
     settings: TrainSettings,
@@ -190,8 +236,7 @@ def _write_models(
     outputs: Mapping[str, Any],
     source: Source,
 ) -> None:
-    rows = [json.loads(r) for r in (trainer.folder / "curves.jsonl").read_text().splitlines()]
-    best = next(r for r in rows if r["epoch"] == trainer.best_epoch)
+    best = _best_row(trainer)
     state = trainer.best_weights()
     held_out = source.validation(settings.validation_volumes) if settings.calibrate else []
     found: list[Found] = []
@@ -267,7 +312,7 @@ def make_card(
     figures = {k: round(float(v), 5) for k, v in best.items() if k.startswith("val_")}
     return ModelCard(
         name=f"{settings.name}-{part}",
-        description=_DESCRIPTIONS["whole" if settings.network in NAME_WHOLE else part],
+        description=_description(part, settings),
         network=settings.network, parameters=parameters, role=part, classes=names,
         voxel_size_angstrom=VOXEL_SIZE_ANGSTROM,
         voxel_size_range_angstrom=VOXEL_SIZE_RANGE_ANGSTROM,
@@ -277,6 +322,21 @@ def make_card(
         training=settings.model_dump(mode="json") | {"best_epoch": int(best["epoch"])},
         metrics={"validation": figures}, **own,
     )  # fmt: skip
+
+
+def _description(part: Part, settings: TrainSettings) -> str:
+    if settings.source != "subtomograms":
+        return _DESCRIPTIONS["whole" if settings.network in NAME_WHOLE else part]
+    does = {
+        "classification": "names the structure in a subtomogram",
+        "segmentation": "marks its own voxels among its neighbours'",
+        "recovery": "recovers its density",
+    }
+    what = [text for task, text in does.items() if task in tasks_of(settings)]
+    return (
+        f"A network that {', '.join(what)}. Trained on simulated subtomograms centred on their "
+        "particles; it knows no background."
+    )
 
 
 _DESCRIPTIONS: dict[str, str] = {

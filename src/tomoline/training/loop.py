@@ -63,7 +63,8 @@ class Trainer:
     ) -> None:
         self.network, self.recipe, self.options, self.folder = network, recipe, options, folder
         kind = Muon if options.optimiser == "muon" else torch.optim.Adam
-        self.optimiser = kind(network.parameters(), lr=options.learning_rate)
+        own = {"lr": options.learning_rate, "betas": options.betas}
+        self.optimiser = kind(network.parameters(), **own)  # type: ignore[arg-type]
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
         self.next_epoch, self.steps = 0, 0
         self.best, self.best_epoch = math.inf, -1

@@ -12,6 +12,7 @@ class TrainOptions:
 
     optimiser: Literal["adam", "muon"] = "adam"
     learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)  # of Adam
     schedule: Literal["paper", "cosine"] = "paper"
     step_epochs: int = 80  # paper: divided by 10 after every 80 epochs
     max_epochs: int = 500

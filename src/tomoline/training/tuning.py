@@ -1,9 +1,9 @@
 """A trained classifier of whole subtomograms learns new labels, and classes it did not know.
 
 The layers that stay as they are see each box once; what they make of it is kept, and only the
-layers above learn from it (`DSMNet.below` and `above`), so that a hundred labels take a minute.
-Batch normalizations keep the statistics of the first training, which few boxes of one data set
-would spoil.
+layers above learn from it (`below` and `above` of DSMNet and DenseNet), so that a hundred labels
+take a minute. Batch normalizations keep the statistics of the first training, which few boxes of
+one data set would spoil.
 
 In a batch every class has the same share, new ones among them, and background the share that it had
 in the first training: then the model's sift and temperature keep their meaning. A class that is
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tomoline.networks.densenet import DenseNet
 from tomoline.networks.dsmnet import DSMNet, Layers
 
 BACKGROUND_SHARE = 0.26  # 0.35 / 1.35, as `train.candidates.background_share` has it
@@ -46,7 +47,7 @@ def extended(state: Mapping[str, Tensor], more: int) -> dict[str, Tensor]:
 class Tuned(nn.Module):
     """A network of which only some layers learn; its input is what the others made of boxes."""
 
-    def __init__(self, network: DSMNet, layers: Layers) -> None:
+    def __init__(self, network: DSMNet | DenseNet, layers: Layers) -> None:
         super().__init__()
         self.network, self.layers = network, layers
         learnt = {id(parameter) for parameter in network.learnt(layers)}
@@ -75,7 +76,12 @@ class Seen:
 
 
 def seen(
-    network: DSMNet, boxes: NDArray[Any], labels: NDArray[np.int64], layers: Layers, *, device: str
+    network: DSMNet | DenseNet,
+    boxes: NDArray[Any],
+    labels: NDArray[np.int64],
+    layers: Layers,
+    *,
+    device: str,
 ) -> Seen:
     """Run the layers that stay on boxes `(N, b, b, b)`."""
     network = network.to(device).eval()

@@ -1,0 +1,11 @@
+"""Adapts rule multitask: its files, settings and log to one call of the library."""
+
+from tomoline.stages import execute
+
+execute(
+    "multitask",
+    inputs=dict(snakemake.input.items()),
+    outputs=dict(snakemake.output.items()),
+    settings=snakemake.params.settings,
+    log=snakemake.log[0],
+)

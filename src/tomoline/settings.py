@@ -783,6 +783,153 @@ class ExperimentSettings(Section):
     variants: dict[SafeName, ExperimentVariant] = Field(description="Variants by name.")
 
 
+class MicrographsSettings(Section):
+    """Picking particles in micrographs, data sets of `kind: micrographs` (docs/micrographs.md)."""
+
+    model: str = Field(
+        "hydrapicker",
+        description="The picker: a folder of models.folder, or a path if it has a slash.",
+    )
+    head: str = Field(
+        "general",
+        description="general: for structures never trained on; or one of the card's heads, as a "
+        "few-shot training adds.",
+    )
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="Least score of a pick; empty: by `precision`, else the "
+        "card's.",
+    )  # fmt: skip
+    precision: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Wanted precision: the threshold that reached it on the head's held-out "
+        "micrographs, by the card's curve.",
+    )
+    min_distance: float = Field(
+        0.6, gt=0, le=2, description="Of two picks nearer than this the better one stays "
+        "(in particle diameters).",
+    )  # fmt: skip
+    edge: float = Field(
+        0.5, ge=0, le=5, description="Picks nearer than this to the edge are rejected "
+        "(in particle diameters).",
+    )  # fmt: skip
+    mask_threshold: float = Field(
+        0.5, gt=0, lt=1, description="Probability of contamination from which no pick is taken, "
+        "where the sheet names a mask.",
+    )  # fmt: skip
+    floor: float = Field(
+        0.02, gt=0, lt=1, description="Candidates below this score are not even listed."
+    )
+    shifts: Annotated[Literal[1, 4], BeforeValidator(_number)] = Field(
+        4, description="Grids of cells laid over a micrograph; 4 finds both of two particles that "
+        "share a cell, 1 is four times faster.",
+    )  # fmt: skip
+    dialects: list[Literal["relion", "cryosparc", "eman", "csv"]] = Field(
+        ["relion", "cryosparc", "eman", "csv"], min_length=1, description="Programs that get files."
+    )
+    pictures: int = Field(
+        12, ge=0, le=500, description="Micrographs shown on the data set's page."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
+    precision_of_numbers: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the device has instructions for it."
+    )
+
+
+class PickerSource(Section):
+    """A folder of micrographs with known particles, `<micrograph>_picks.csv` beside each."""
+
+    folder: str = Field(description="The folder; the list has x_px, y_px and diameter_px.")
+    diameter_px: float | None = Field(
+        None, gt=0, description="Diameter in given pixels; empty: the lists' diameter_px, its "
+        "largest."
+    )  # fmt: skip
+    contrast: Literal["dark", "bright"] = Field("dark", description="That of its particles.")
+    held_out: list[str] = Field(
+        [], description="Micrographs (stems) that are not trained on; empty: every fifth."
+    )
+    labelled: int = Field(
+        0, ge=0, description="Take only so many of the others (few-shot); 0: all."
+    )
+
+
+class TrainPickerSettings(Section):
+    """Training of a picker (`snakemake train_picker`); it lands in results/models."""
+
+    name: str = Field("picker", pattern=SAFE_NAME, description="Name of the model made.")
+    sources: dict[SafeName, PickerSource] = Field(
+        {}, description="Data sets by name, each with a head of that name."
+    )
+    start: str = Field(
+        "", description="Picker to start from, as in `micrographs.model`; empty: from nothing."
+    )
+    mode: Literal["full", "new_head", "all"] = Field(
+        "full",
+        description="full: one head for all sets, then a head each, as the paper; new_head: heads "
+        "for the sources, body and general head of `start` frozen (few-shot); all: every layer of "
+        "`start` learns through the general head alone, for comparison.",
+    )
+    body: int = Field(32, ge=4, le=256, description="Channels of the body; the paper's are 64.")
+    width: float = Field(
+        0.25, gt=0, le=2, description="Factor of the heads' channels; 1: the paper's 128 to 1024, "
+        "6.3 million weights a head.",
+    )  # fmt: skip
+    stem: Literal["full", "strided"] = Field(
+        "strided", description="full: the body at full resolution, as in the paper; strided: at "
+        "half, in a quarter of the time.",
+    )  # fmt: skip
+    dropout: float = Field(0.3, ge=0, lt=1, description="Share of a head's channels left out.")
+    single_epochs: int = Field(40, ge=0, description="Epochs of the first phase (paper: 5000).")
+    head_epochs: int = Field(
+        10, ge=0, description="Epochs of the second phase, or of a new head (paper: 100)."
+    )
+    restart_epochs: int = Field(
+        40, ge=1, description="First phase: the rate falls along a cosine over so many epochs, "
+        "again and again.",
+    )  # fmt: skip
+    optimiser: Literal["adam", "muon"] = Field(
+        "adam", description="Of the first phase; adam as in the paper, muon learns faster from few "
+        "steps.",
+    )  # fmt: skip
+    learning_rate: float = Field(1e-3, gt=0, description="Of the first phase.")
+    head_learning_rate: float = Field(
+        1e-3, gt=0, description="Of SGD with momentum 0.9 in the second phase."
+    )
+    new_head_rate: float = Field(1e-3, gt=0, description="Adam's, for a new head.")
+    steps_per_epoch: int = Field(20, ge=1, description="Batches an epoch, the sets in turn.")
+    batch_size: int = Field(4, ge=1, description="Crops a batch, all of one data set.")
+    crop_px: int = Field(
+        368, ge=64, le=2048, multiple_of=16, description="Edge of a crop, in model pixels."
+    )
+    gamma: float = Field(2.0, ge=0, description="Focusing of the focal loss.")
+    class_weight: float = Field(1.0, gt=0, description="lambda_cls.")
+    bias_weight: float = Field(
+        0.01, ge=0, description="lambda_bias; times the distance of all of a head's weights."
+    )
+    scale_jitter: float = Field(
+        0.1, ge=0, le=1, description="Crops are scaled by up to e to this power either way, as a "
+        "diameter is never known exactly."
+    )  # fmt: skip
+    average_decay: float = Field(
+        0.98, ge=0, lt=1, description="Exponential average of the weights; 0: none."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
+    seed: int = Field(1, ge=0, description="The same seed gives the same training.")
+
+    @model_validator(mode="after")
+    def _mode_of_start(self) -> TrainPickerSettings:
+        if (self.mode == "full") == bool(self.start):
+            raise PydanticCustomError(
+                "mode", "start to be named with mode new_head or all, and empty with mode full"
+            )
+        if "general" in self.sources:
+            raise PydanticCustomError("sources", "sources to have names other than general")
+        if any("." in name for name in self.sources):
+            raise PydanticCustomError("sources", "names of sources to be without dots")
+        return self
+
+
 class Config(Section):
     """The whole of `config/config.yaml`."""
 
@@ -813,6 +960,8 @@ class Config(Section):
     simulate: SimulateSettings = SimulateSettings()
     train: TrainSettings = TrainSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    micrographs: MicrographsSettings = MicrographsSettings()
+    train_picker: TrainPickerSettings = TrainPickerSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
 
 
@@ -856,6 +1005,29 @@ class DatasetSettings(Section):
     truth_z_offset_vox: float | None = Field(
         None, description="Added to its truth's z, where evaluate.truth_z_offset_vox is empty."
     )
+
+
+class MicrographDatasetSettings(Section):
+    """One `config/datasets/<name>.yaml` of micrographs (`tomoline onboard --type micrographs`)."""
+
+    kind: Literal["micrographs"] = Field(
+        "micrographs", description="What the data set is made of; without it: tomograms."
+    )
+    name: str = Field(pattern=SAFE_NAME, description="The data set's name, and its results folder.")
+    sheet: str = Field(description="Its table of micrographs, beside this file.")
+    particle_diameter_angstrom: float = Field(
+        gt=0, le=5000, description="Diameter of the particles; micrographs are rescaled by it."
+    )
+    pixel_size_angstrom: float | None = Field(
+        None, gt=0, description="Overrides the headers; empty: each file's header. PNG, JPEG and "
+        "TIFF have none.",
+    )  # fmt: skip
+    contrast: Literal["dark", "bright"] = Field(
+        "dark", description="Whether particles are darker or brighter than their surroundings."
+    )
+    voltage_kv: float = Field(300.0, gt=0, description="For the optics table.")
+    spherical_aberration_mm: float = Field(2.7, ge=0, description="For the optics table.")
+    amplitude_contrast: float = Field(0.1, ge=0, le=1, description="For the optics table.")
 
 
 SectionT = TypeVar("SectionT", bound=Section)

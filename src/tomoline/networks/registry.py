@@ -11,6 +11,7 @@ from tomoline.errors import InputError
 
 NETWORKS = {
     "dsmnet": "tomoline.networks.dsmnet:DSMNet",
+    "hydrapicker": "tomoline.networks.hydrapicker:HydraPicker",
     "msdnet": "tomoline.networks.msdnet:MSDNet",
     "unet": "tomoline.networks.unet:UNet",
 }

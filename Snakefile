@@ -21,6 +21,7 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/simulate.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/finetune.smk"
+include: "workflow/rules/micrographs.smk"
 include: "workflow/rules/common_benchmark.smk"
 include: "workflow/rules/benchmark.smk"
 
@@ -41,6 +42,8 @@ onerror:
     if BRANCH & {"benchmark", "experiments"}:
         tables_so_far()
     if not BRANCH:
+        from tomoline.stages.micrograph_run import refresh_micrographs
         from tomoline.stages.summary import refresh
 
         refresh(run())
+        refresh_micrographs(micrograph_run())

@@ -148,9 +148,18 @@ def _onboard_arguments(parser: argparse.ArgumentParser) -> None:
         "'none' ignores what lies beside the tomograms (default: found by itself)",
     )
     parser.add_argument(
-        "--type", choices=("auto", "shrec"), default="auto",
+        "--type", choices=("auto", "shrec", "micrographs"), default="auto",
         help="shrec: SHREC'19, '20 or '21 as downloaded, the tomograms only of its folders "
-        "(default: auto, which knows such folders too)",
+        "(default: auto, which knows such folders too); micrographs: single-particle micrographs "
+        "(MRC, TIFF, PNG, JPEG), with --diameter",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pixel-size", type=_positive, metavar="A",
+        help="micrographs: angstrom a pixel; overrides the files' headers",
+    )  # fmt: skip
+    parser.add_argument(
+        "--diameter", type=_positive, metavar="A",
+        help="micrographs: the particles' diameter in angstrom",
     )  # fmt: skip
     parser.add_argument(
         "--again",
@@ -161,7 +170,15 @@ def _onboard_arguments(parser: argparse.ArgumentParser) -> None:
 
 @command("onboard", _onboard_arguments)
 def onboard_command(arguments: argparse.Namespace) -> int:
-    """Look at tomograms and write a dataset's settings and sheet."""
+    """Look at tomograms, or micrographs, and write a dataset's settings and sheet."""
+    if arguments.type == "micrographs":
+        return _onboard_micrographs(arguments)
+    if arguments.diameter or arguments.pixel_size:
+        raise InputError(
+            "--diameter, --pixel-size", expected="--type micrographs",
+            found=f"--type {arguments.type}",
+            remedy="add it; for tomograms --voxel-size is the option",
+        )  # fmt: skip
     from tomoline.stages.onboard import format_outcome, onboard  # noqa: PLC0415
 
     request = replace(
@@ -170,6 +187,27 @@ def onboard_command(arguments: argparse.Namespace) -> int:
     outcome = onboard(request, project=arguments.project)
     run = _next_command(arguments.project, arguments.name)
     print(format_outcome(outcome, command=run), end="")
+    return 0 if outcome.usable else 1
+
+
+def _onboard_micrographs(arguments: argparse.Namespace) -> int:
+    from tomoline.stages.onboard_micrographs import (  # noqa: PLC0415
+        MicrographRequest,
+        format_micrographs,
+        onboard_micrographs,
+    )
+
+    outcome = onboard_micrographs(
+        MicrographRequest(
+            name=arguments.name, paths=tuple(arguments.paths),
+            pixel_size_angstrom=arguments.pixel_size or arguments.voxel_size,
+            diameter_angstrom=arguments.diameter, contrast=arguments.contrast,
+            pattern=arguments.pattern,
+        ),
+        project=arguments.project,
+    )  # fmt: skip
+    run = _next_command(arguments.project, arguments.name)
+    print(format_micrographs(outcome, command=run), end="")
     return 0 if outcome.usable else 1
 
 

@@ -35,6 +35,7 @@ from tomoline.stages.checks import (
     start_of,
 )
 from tomoline.stages.memory import Available
+from tomoline.stages.micrograph_run import check_micrographs, combined_outputs
 from tomoline.stages.merge import sifting_threshold
 from tomoline.stages.tile import window_bytes
 from tomoline_slurm import driver, install
@@ -45,6 +46,7 @@ BRANCHES = {
     "simulate_subtomograms",
     "simulate_demo",
     "train",
+    "train_picker",
     "benchmark",
     "experiments",
 }
@@ -52,6 +54,8 @@ BRANCH_SETTINGS = {
     "datasets",
     "simulate",
     "train",
+    "train_picker",
+    "micrographs",
     "finetune",
     "benchmark",
     "envmodules",
@@ -155,8 +159,9 @@ def settings_of(section, without=""):
 
     The library fills in the defaults, so a release that adds a setting repeats no work.
     """
+    left_out = {without} if isinstance(without, str) else without
     return getattr(CONFIG, section).model_dump(
-        mode="json", exclude_defaults=True, exclude={without}
+        mode="json", exclude_defaults=True, exclude=left_out
     )
 
 
@@ -448,7 +453,7 @@ def targets(wildcards):
             wanted.append(shown(dataset, row.tomogram))
             wanted.append(first.format(dataset=dataset, tomogram=row.tomogram))
             wanted += added(wanted[-1], others, dataset, row.tomogram)
-    return wanted
+    return wanted + picked()
 
 
 def added(first, others, dataset, tomogram):

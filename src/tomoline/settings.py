@@ -446,6 +446,93 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
+class SimulateMicrographsSettings(Section):
+    """Simulated micrographs of single particles: results/simulated/<name>/<set>.
+
+    A pair of numbers is a range from which each micrograph draws its own.
+    """
+
+    name: str = Field("micrographs", pattern=SAFE_NAME, description="Name of the collection.")
+    structures: list[str] = Field(
+        ["1bxn"],
+        min_length=1,
+        description="Structures that lie in each micrograph together: names of "
+        "resources/densities, or paths of atomic models (PDB, mmCIF) and maps (MRC).",
+    )
+    micrographs: int = Field(10, ge=1, le=10000, description="Micrographs of a data set.")
+    shape_yx: tuple[int, int] = Field((1024, 1024), description="Size in pixels.")
+    pixel_size_angstrom: float = Field(
+        5.0, ge=0.5, le=20, description="Pixel size; the density maps have voxels of 10 A."
+    )
+    particles: tuple[int, int] = Field(
+        (20, 150), description="Particles wanted; fewer where no room is left."
+    )
+    gap: float = Field(
+        0.9, ge=0, le=10, description="Least distance of two particles, in mean diameters."
+    )
+    defocus_um: tuple[float, float] = Field((0.8, 3.0), description="Defocus; 0: no CTF.")
+    dose: tuple[float, float] = Field(
+        (25.0, 60.0), description="Exposure in electrons a square angstrom."
+    )
+    snr: tuple[float, float] | None = Field(
+        None,
+        description="Variance of the particles' image over that of the shot noise, within the "
+        "circles about particles; empty: what follows from the exposure.",
+    )
+    mtf_sigma_nyquist: float = Field(
+        0.5, ge=0, description="Detector: the signal falls as exp(-this (f / Nyquist)^2)."
+    )
+    ice_nm: tuple[float, float] = Field((20.0, 60.0), description="Thickness of the ice.")
+    ice_gradient: float = Field(
+        0.4, ge=0, le=1, description="Largest relative change of thickness, middle to corner."
+    )
+    carbon_share: float = Field(
+        0.25, ge=0, le=1, description="Share of micrographs with the edge of a carbon hole."
+    )
+    ice_crystals: tuple[int, int] = Field((0, 3), description="Ice crystals.")
+    dust: tuple[int, int] = Field((0, 2), description="Irregular patches of contamination.")
+    gold: tuple[int, int] = Field((0, 3), description="Gold beads of 5 to 15 nm.")
+    sets: dict[str, dict[str, Any]] = Field(
+        {},
+        description="Data sets by name: what is different in them; empty: one, named `all`.",
+    )
+    seed: int = Field(1, ge=0, description="The same seed gives the same micrographs.")
+
+    @model_validator(mode="after")
+    def _ranges_and_sets(self) -> SimulateMicrographsSettings:
+        ranges = ("particles", "defocus_um", "dose", "snr", "ice_nm", "ice_crystals", "dust",
+                  "gold")  # fmt: skip
+        for key in ranges:
+            pair = getattr(self, key)
+            least = (
+                0 if key in {"particles", "defocus_um", "ice_crystals", "dust", "gold"} else 1e-9
+            )
+            if pair is not None and not least <= pair[0] <= pair[1]:
+                raise PydanticCustomError(
+                    "range", "{key} to be two numbers that do not fall, {least} or more",
+                    {"key": key, "least": "0" if least == 0 else "above 0"},
+                )  # fmt: skip
+        if min(self.shape_yx) < 32:
+            raise PydanticCustomError("shape", "shape_yx to be at least 32 pixels each")
+        for name, changes in self.sets.items():
+            if not re.fullmatch(SAFE_NAME.removeprefix("^").removesuffix("$"), name):
+                raise PydanticCustomError("set", "sets to have names safe for folders")
+            if {"name", "sets"} & changes.keys():
+                raise PydanticCustomError("set", "sets to leave name and sets alone")
+            self.of(name)
+        return self
+
+    def of(self, name: str) -> SimulateMicrographsSettings:
+        """Return the settings of one of the sets."""
+        base = self.model_dump(exclude_defaults=True, exclude={"sets"})
+        return SimulateMicrographsSettings.model_validate(_merged(base, self.sets.get(name, {})))
+
+    @property
+    def folders(self) -> dict[str, SimulateMicrographsSettings]:
+        """Settings of each data set by its folder below results/simulated."""
+        return {f"{self.name}/{key}": self.of(key) for key in self.sets or ("all",)}
+
+
 class NetworkShape(Section):
     """Size of an MSDNet; the published ones are 49 or 100 layers of 2 maps, per channel."""
 
@@ -811,6 +898,7 @@ class Config(Section):
         )
     )
     simulate: SimulateSettings = SimulateSettings()
+    simulate_micrographs: SimulateMicrographsSettings = SimulateMicrographsSettings()
     train: TrainSettings = TrainSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()

@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 from functools import cache
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 
 import smart_open
@@ -44,6 +44,7 @@ BRANCHES = {
     "simulate",
     "simulate_subtomograms",
     "simulate_demo",
+    "simulate_micrographs",
     "train",
     "benchmark",
     "experiments",
@@ -51,6 +52,7 @@ BRANCHES = {
 BRANCH_SETTINGS = {
     "datasets",
     "simulate",
+    "simulate_micrographs",
     "train",
     "finetune",
     "benchmark",

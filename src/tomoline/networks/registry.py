@@ -12,7 +12,9 @@ from tomoline.errors import InputError
 NETWORKS = {
     "dsmnet": "tomoline.networks.dsmnet:DSMNet",
     "msdnet": "tomoline.networks.msdnet:MSDNet",
+    "pyconv_unet": "tomoline.networks.pyconv_unet:PyConvUNet",
     "unet": "tomoline.networks.unet:UNet",
+    "unet2d": "tomoline.networks.pyconv_unet:ImageUNet",
 }
 
 

@@ -704,6 +704,105 @@ class TrainSettings(Section):
         return self
 
 
+class TrainImagesSettings(Section):
+    """Training of segmenters of images, compared on held-out ones (docs/micrographs.md)."""
+
+    name: str = Field("images", pattern=SAFE_NAME, description="Models are <name>-<network>.")
+    networks: list[Literal["pyconv_unet", "unet2d"]] = Field(
+        ["pyconv_unet"],
+        min_length=1,
+        description="Networks to train alike: PyConvU-Net, and the U-Net it is compared with.",
+    )
+    filters: list[int] = Field(
+        [], description="Maps at each level; empty: each network's own (five levels)."
+    )
+    pyramid: list[int] = Field(
+        [], description="pyconv_unet: kernel sizes at each level, 1 to 4; empty: its own."
+    )
+    images: list[str] = Field(
+        [], description="Images (PNG, TIFF, JPG, MRC), each name with or without wildcards."
+    )
+    labels: list[str] = Field(
+        [],
+        description="Their label images in the same order: named as them, or with _mask or _label "
+        "behind.",
+    )
+    classes: dict[SafeName, list[int]] = Field(
+        {"foreground": [255]},
+        min_length=1,
+        description="Classes by name: the grey values they have in the labels. All others are "
+        "background.",
+    )
+    test_images: int = Field(
+        6, ge=0, description="Images, drawn by the seed, that only the comparison sees."
+    )
+    validation_images: int = Field(
+        2, ge=1, description="Images, of the others, that choose the best epoch and the threshold."
+    )
+    pixel_size_angstrom: float | None = Field(
+        None, gt=0, description="Pixel size of the images; empty: their headers'."
+    )
+    model_pixel_size_angstrom: float | None = Field(
+        None,
+        gt=0,
+        description="Pixel size that the network sees, to which images are rescaled; empty: theirs",
+    )
+    invert: bool = Field(False, description="Images have the opposite contrast of the model's.")
+    crop_px: int = Field(256, ge=16, le=4096, description="Edge of a training window.")
+    intensity: float = Field(
+        0.1, ge=0, le=1, description="Random scale, offset and noise of grey values (SD)."
+    )
+    batch_size: int = Field(2, ge=1, description="Windows a step.")
+    steps_per_epoch: int = Field(16, ge=1, description="Steps an epoch.")
+    gamma: float = Field(0.0, ge=0, description="Focusing of the loss; 0: cross-entropy.")
+    dice_weight: float = Field(
+        0.5, ge=0, description="Weight of 1 - soft Dice, mean of the classes, beside it."
+    )
+    optimiser: Literal["adam", "muon"] = Field("adam", description="As in `train`.")
+    learning_rate: float = Field(1e-3, gt=0, description="Rate of the optimiser.")
+    schedule: Literal["paper", "cosine"] = Field("cosine", description="As in `train`.")
+    step_epochs: int = Field(80, ge=1, description="As in `train`.")
+    max_epochs: int = Field(60, ge=1, description="Epochs at most.")
+    stop_processor_hours: float = Field(0.0, ge=0, description="As in `train`.")
+    warmup_epochs: float = Field(1.0, ge=0, description="Epochs over which the rate rises.")
+    patience: int = Field(1000, ge=1, description="As in `train`.")
+    validate_every: int = Field(5, ge=1, description="Epochs between validations.")
+    average_decay: float = Field(0.98, ge=0, lt=1, description="As in `train`.")
+    test_time_flips: Annotated[Literal[1, 4], BeforeValidator(_number)] = Field(
+        4, description="Comparison: mean over flips of the image."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="As in `train`.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
+    seed: int = Field(1, ge=0, description="The same seed gives the same split and training.")
+
+
+class SegmentImagesSettings(Section):
+    """A segmenter on images or micrographs: results/<dataset>/<image>/mask.png."""
+
+    model: str = Field(
+        "micrograph-masks", description="The segmenter: a folder of models.folder, or a path."
+    )
+    dataset: str = Field("images", pattern=SAFE_NAME, description="Folder below results.")
+    images: list[str] = Field(
+        [], description="Images (MRC, PNG, TIFF, JPG), each name with or without wildcards."
+    )
+    pixel_size_angstrom: float | None = Field(
+        None, gt=0, description="Pixel size of the images; empty: their headers'."
+    )
+    invert: bool = Field(False, description="Particles or objects are bright.")
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="Probability that counts; empty: the card's."
+    )
+    least_area_nm2: float = Field(
+        0.0, ge=0, description="Smaller patches are left out of the mask."
+    )
+    test_time_flips: Annotated[Literal[1, 4], BeforeValidator(_number)] = Field(
+        4, description="Mean over flips of the image."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="As in `segment`")
+
+
 class FinetuneSettings(Section):
     """Models taught on with a data set's labels (docs/review.md); they land in results/models."""
 
@@ -900,6 +999,8 @@ class Config(Section):
     simulate: SimulateSettings = SimulateSettings()
     simulate_micrographs: SimulateMicrographsSettings = SimulateMicrographsSettings()
     train: TrainSettings = TrainSettings()
+    train_images: TrainImagesSettings = TrainImagesSettings()
+    segment_images: SegmentImagesSettings = SegmentImagesSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
 

@@ -18,7 +18,7 @@ from snakemake.resources import Resource
 from tomoline.errors import TomolineError
 from tomoline.export.registry import dialect as dialect_of
 from tomoline.io.shrec import locations_of
-from tomoline.settings import Config, validated
+from tomoline.settings import Config, model_path, validated
 from tomoline.stages.benchmark_files import (
     files_of,
     model_cards,
@@ -34,6 +34,7 @@ from tomoline.stages.checks import (
     models_of,
     start_of,
 )
+from tomoline.stages.image_sets import images_by_name, pairs_of
 from tomoline.stages.memory import Available
 from tomoline.stages.merge import sifting_threshold
 from tomoline.stages.tile import window_bytes
@@ -46,6 +47,8 @@ BRANCHES = {
     "simulate_demo",
     "simulate_micrographs",
     "train",
+    "train_images",
+    "segment_images",
     "benchmark",
     "experiments",
 }
@@ -54,6 +57,8 @@ BRANCH_SETTINGS = {
     "simulate",
     "simulate_micrographs",
     "train",
+    "train_images",
+    "segment_images",
     "finetune",
     "benchmark",
     "envmodules",

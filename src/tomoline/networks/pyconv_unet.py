@@ -1,8 +1,8 @@
 """PyConvU-Net (Li, Fan and Cai, BMC Bioinformatics 22, 14, 2021), and the U-Net beside it.
 
 A U-Net whose 3x3 convolutions are pyramidal ones (Duta et al., arXiv 2006.11538): the output maps
-of a convolution are divided among kernels of 3, 5, 7 and 9 pixels, of which the larger see the input
-maps in 1, 4, 8 and 16 separate groups, so that they cost no more. "Same" padding, then batch
+of a convolution are divided among kernels of 3, 5, 7 and 9 pixels, which see the input maps in 1,
+4, 8 and 16 separate groups, so that the larger cost no more. "Same" padding, then batch
 normalisation and ReLU (figure 5); max-pooling by 2; going up, a 2x2 up-convolution, concatenation
 with the maps of the level, two convolutions; at last a 1x1 convolution and a sigmoid.
 
@@ -150,7 +150,7 @@ class PyConvUNet(nn.Module):
         """
         reaches = [KERNELS[levels - 1] // 2 for levels in self.pyramid]
         deepest = len(self.filters) - 1
-        reach = 2 * reaches[deepest] * 2**deepest
+        reach: int = 2 * reaches[deepest] * 2**deepest
         for level in range(deepest):
             # Two convolutions down and two up, and the pooling's other pixel.
             reach += (4 * reaches[level] + 1) * 2**level

@@ -136,6 +136,11 @@ class SegmentSettings(InferenceSettings):
     test_time_flips: Flips = Field(
         4, description="Average over this many flips of the input (the missing wedge stays)."
     )
+    slice_axes: Literal["z", "all"] = Field(
+        "z",
+        description="For a localizer that sees slices (pyconv_unet): cut across z, or the mean of "
+        "cuts across z, y and x, in three times the time.",
+    )
 
 
 class ClassifySettings(InferenceSettings):
@@ -557,6 +562,18 @@ class DSMNetShape(Section):
     )
 
 
+class PyConvShape(Section):
+    """Size of a PyConvU-Net, which sees a tomogram slice by slice."""
+
+    filters: list[int] = Field([16, 32, 64, 96], description="Maps at each level.")
+    pyramid: list[int] = Field(
+        [4, 3, 2, 1], description="Kernel sizes (3, 5, 7, 9) at each level, 1 to 4."
+    )
+    slices: int = Field(
+        5, ge=1, le=31, description="Slices seen at once: the one that is marked and neighbours."
+    )
+
+
 class CandidateSettings(Section):
     """Subtomograms that a classifier of whole subtomograms learns from."""
 
@@ -587,13 +604,15 @@ class TrainSettings(Section):
     """Training of a network; the models land in results/models."""
 
     name: str = Field("msdnet", pattern=SAFE_NAME, description="Name of the models made.")
-    network: Literal["msdnet", "dsmnet", "unet"] = Field(
+    network: Literal["msdnet", "dsmnet", "unet", "pyconv_unet"] = Field(
         "msdnet",
         description="Kind of network; msdnet names voxels, dsmnet whole subtomograms; unet is "
-        "DeepFinder's, for comparison in the benchmarks.",
+        "DeepFinder's, for comparison in the benchmarks; pyconv_unet is a light localizer of "
+        "slices.",
     )
     shape: NetworkShape = NetworkShape()
     dsmnet: DSMNetShape = DSMNetShape()
+    pyconv: PyConvShape = PyConvShape()
     candidates: CandidateSettings = CandidateSettings()
     filters: tuple[int, int, int] = Field(
         (32, 48, 64), description="unet: maps at each level; (32, 48, 64) is DeepFinder's size."
@@ -701,6 +720,8 @@ class TrainSettings(Section):
     def _task_of_network(self) -> TrainSettings:
         if self.network == "dsmnet" and self.task != "classifier":
             raise PydanticCustomError("task", "task: classifier, as dsmnet learns nothing else")
+        if self.network == "pyconv_unet" and self.task != "localizer":
+            raise PydanticCustomError("task", "task: localizer, as pyconv_unet learns nothing else")
         return self
 
 

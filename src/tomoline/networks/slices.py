@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 # Pixels of the slices that are computed together: bounds the memory, whatever the volume's size.
-CHUNK_PIXELS = 1 << 19
+CHUNK_PIXELS = 1 << 18
 
 
 def over_slices(

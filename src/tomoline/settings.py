@@ -136,6 +136,11 @@ class SegmentSettings(InferenceSettings):
     test_time_flips: Flips = Field(
         4, description="Average over this many flips of the input (the missing wedge stays)."
     )
+    slice_axes: Literal["z", "all"] = Field(
+        "z",
+        description="For a localizer that sees slices (pyconv_unet): cut across z, or the mean of "
+        "cuts across z, y and x, in three times the time.",
+    )
 
 
 class ClassifySettings(InferenceSettings):
@@ -446,6 +451,93 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
+class SimulateMicrographsSettings(Section):
+    """Simulated micrographs of single particles: results/simulated/<name>/<set>.
+
+    A pair of numbers is a range from which each micrograph draws its own.
+    """
+
+    name: str = Field("micrographs", pattern=SAFE_NAME, description="Name of the collection.")
+    structures: list[str] = Field(
+        ["1bxn"],
+        min_length=1,
+        description="Structures that lie in each micrograph together: names of "
+        "resources/densities, or paths of atomic models (PDB, mmCIF) and maps (MRC).",
+    )
+    micrographs: int = Field(10, ge=1, le=10000, description="Micrographs of a data set.")
+    shape_yx: tuple[int, int] = Field((1024, 1024), description="Size in pixels.")
+    pixel_size_angstrom: float = Field(
+        5.0, ge=0.5, le=20, description="Pixel size; the density maps have voxels of 10 A."
+    )
+    particles: tuple[int, int] = Field(
+        (20, 150), description="Particles wanted; fewer where no room is left."
+    )
+    gap: float = Field(
+        0.9, ge=0, le=10, description="Least distance of two particles, in mean diameters."
+    )
+    defocus_um: tuple[float, float] = Field((0.8, 3.0), description="Defocus; 0: no CTF.")
+    dose: tuple[float, float] = Field(
+        (25.0, 60.0), description="Exposure in electrons a square angstrom."
+    )
+    snr: tuple[float, float] | None = Field(
+        None,
+        description="Variance of the particles' image over that of the shot noise, within the "
+        "circles about particles; empty: what follows from the exposure.",
+    )
+    mtf_sigma_nyquist: float = Field(
+        0.5, ge=0, description="Detector: the signal falls as exp(-this (f / Nyquist)^2)."
+    )
+    ice_nm: tuple[float, float] = Field((20.0, 60.0), description="Thickness of the ice.")
+    ice_gradient: float = Field(
+        0.4, ge=0, le=1, description="Largest relative change of thickness, middle to corner."
+    )
+    carbon_share: float = Field(
+        0.25, ge=0, le=1, description="Share of micrographs with the edge of a carbon hole."
+    )
+    ice_crystals: tuple[int, int] = Field((0, 3), description="Ice crystals.")
+    dust: tuple[int, int] = Field((0, 2), description="Irregular patches of contamination.")
+    gold: tuple[int, int] = Field((0, 3), description="Gold beads of 5 to 15 nm.")
+    sets: dict[str, dict[str, Any]] = Field(
+        {},
+        description="Data sets by name: what is different in them; empty: one, named `all`.",
+    )
+    seed: int = Field(1, ge=0, description="The same seed gives the same micrographs.")
+
+    @model_validator(mode="after")
+    def _ranges_and_sets(self) -> SimulateMicrographsSettings:
+        ranges = ("particles", "defocus_um", "dose", "snr", "ice_nm", "ice_crystals", "dust",
+                  "gold")  # fmt: skip
+        for key in ranges:
+            pair = getattr(self, key)
+            least = (
+                0 if key in {"particles", "defocus_um", "ice_crystals", "dust", "gold"} else 1e-9
+            )
+            if pair is not None and not least <= pair[0] <= pair[1]:
+                raise PydanticCustomError(
+                    "range", "{key} to be two numbers that do not fall, {least} or more",
+                    {"key": key, "least": "0" if least == 0 else "above 0"},
+                )  # fmt: skip
+        if min(self.shape_yx) < 32:
+            raise PydanticCustomError("shape", "shape_yx to be at least 32 pixels each")
+        for name, changes in self.sets.items():
+            if not re.fullmatch(SAFE_NAME.removeprefix("^").removesuffix("$"), name):
+                raise PydanticCustomError("set", "sets to have names safe for folders")
+            if {"name", "sets"} & changes.keys():
+                raise PydanticCustomError("set", "sets to leave name and sets alone")
+            self.of(name)
+        return self
+
+    def of(self, name: str) -> SimulateMicrographsSettings:
+        """Return the settings of one of the sets."""
+        base = self.model_dump(exclude_defaults=True, exclude={"sets"})
+        return SimulateMicrographsSettings.model_validate(_merged(base, self.sets.get(name, {})))
+
+    @property
+    def folders(self) -> dict[str, SimulateMicrographsSettings]:
+        """Settings of each data set by its folder below results/simulated."""
+        return {f"{self.name}/{key}": self.of(key) for key in self.sets or ("all",)}
+
+
 class NetworkShape(Section):
     """Size of an MSDNet; the published ones are 49 or 100 layers of 2 maps, per channel."""
 
@@ -467,6 +559,18 @@ class DSMNetShape(Section):
         "pooled",
         description="First halving of the edge: convolution and max-pooling as in the paper, or "
         "one 5x5x5 convolution of stride 2, twice as fast on processors.",
+    )
+
+
+class PyConvShape(Section):
+    """Size of a PyConvU-Net, which sees a tomogram slice by slice."""
+
+    filters: list[int] = Field([16, 32, 64, 96], description="Maps at each level.")
+    pyramid: list[int] = Field(
+        [4, 3, 2, 1], description="Kernel sizes (3, 5, 7, 9) at each level, 1 to 4."
+    )
+    slices: int = Field(
+        5, ge=1, le=31, description="Slices seen at once: the one that is marked and neighbours."
     )
 
 
@@ -500,13 +604,15 @@ class TrainSettings(Section):
     """Training of a network; the models land in results/models."""
 
     name: str = Field("msdnet", pattern=SAFE_NAME, description="Name of the models made.")
-    network: Literal["msdnet", "dsmnet", "unet"] = Field(
+    network: Literal["msdnet", "dsmnet", "unet", "pyconv_unet"] = Field(
         "msdnet",
         description="Kind of network; msdnet names voxels, dsmnet whole subtomograms; unet is "
-        "DeepFinder's, for comparison in the benchmarks.",
+        "DeepFinder's, for comparison in the benchmarks; pyconv_unet is a light localizer of "
+        "slices.",
     )
     shape: NetworkShape = NetworkShape()
     dsmnet: DSMNetShape = DSMNetShape()
+    pyconv: PyConvShape = PyConvShape()
     candidates: CandidateSettings = CandidateSettings()
     filters: tuple[int, int, int] = Field(
         (32, 48, 64), description="unet: maps at each level; (32, 48, 64) is DeepFinder's size."
@@ -614,7 +720,108 @@ class TrainSettings(Section):
     def _task_of_network(self) -> TrainSettings:
         if self.network == "dsmnet" and self.task != "classifier":
             raise PydanticCustomError("task", "task: classifier, as dsmnet learns nothing else")
+        if self.network == "pyconv_unet" and self.task != "localizer":
+            raise PydanticCustomError("task", "task: localizer, as pyconv_unet learns nothing else")
         return self
+
+
+class TrainImagesSettings(Section):
+    """Training of segmenters of images, compared on held-out ones (docs/micrographs.md)."""
+
+    name: str = Field("images", pattern=SAFE_NAME, description="Models are <name>-<network>.")
+    networks: list[Literal["pyconv_unet", "unet2d"]] = Field(
+        ["pyconv_unet"],
+        min_length=1,
+        description="Networks to train alike: PyConvU-Net, and the U-Net it is compared with.",
+    )
+    filters: list[int] = Field(
+        [], description="Maps at each level; empty: each network's own (five levels)."
+    )
+    pyramid: list[int] = Field(
+        [], description="pyconv_unet: kernel sizes at each level, 1 to 4; empty: its own."
+    )
+    images: list[str] = Field(
+        [], description="Images (PNG, TIFF, JPG, MRC), each name with or without wildcards."
+    )
+    labels: list[str] = Field(
+        [],
+        description="Their label images in the same order: named as them, or with _mask or _label "
+        "behind.",
+    )
+    classes: dict[SafeName, list[int]] = Field(
+        {"foreground": [255]},
+        min_length=1,
+        description="Classes by name: the grey values they have in the labels. All others are "
+        "background.",
+    )
+    test_images: int = Field(
+        6, ge=0, description="Images, drawn by the seed, that only the comparison sees."
+    )
+    validation_images: int = Field(
+        2, ge=1, description="Images, of the others, that choose the best epoch and the threshold."
+    )
+    pixel_size_angstrom: float | None = Field(
+        None, gt=0, description="Pixel size of the images; empty: their headers'."
+    )
+    model_pixel_size_angstrom: float | None = Field(
+        None,
+        gt=0,
+        description="Pixel size that the network sees, to which images are rescaled; empty: theirs",
+    )
+    invert: bool = Field(False, description="Images have the opposite contrast of the model's.")
+    crop_px: int = Field(256, ge=16, le=4096, description="Edge of a training window.")
+    intensity: float = Field(
+        0.1, ge=0, le=1, description="Random scale, offset and noise of grey values (SD)."
+    )
+    batch_size: int = Field(2, ge=1, description="Windows a step.")
+    steps_per_epoch: int = Field(16, ge=1, description="Steps an epoch.")
+    gamma: float = Field(0.0, ge=0, description="Focusing of the loss; 0: cross-entropy.")
+    dice_weight: float = Field(
+        0.5, ge=0, description="Weight of 1 - soft Dice, mean of the classes, beside it."
+    )
+    optimiser: Literal["adam", "muon"] = Field("adam", description="As in `train`.")
+    learning_rate: float = Field(1e-3, gt=0, description="Rate of the optimiser.")
+    schedule: Literal["paper", "cosine"] = Field("cosine", description="As in `train`.")
+    step_epochs: int = Field(80, ge=1, description="As in `train`.")
+    max_epochs: int = Field(60, ge=1, description="Epochs at most.")
+    stop_processor_hours: float = Field(0.0, ge=0, description="As in `train`.")
+    warmup_epochs: float = Field(1.0, ge=0, description="Epochs over which the rate rises.")
+    patience: int = Field(1000, ge=1, description="As in `train`.")
+    validate_every: int = Field(5, ge=1, description="Epochs between validations.")
+    average_decay: float = Field(0.98, ge=0, lt=1, description="As in `train`.")
+    test_time_flips: Annotated[Literal[1, 4], BeforeValidator(_number)] = Field(
+        4, description="Comparison: mean over flips of the image."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="As in `train`.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
+    seed: int = Field(1, ge=0, description="The same seed gives the same split and training.")
+
+
+class SegmentImagesSettings(Section):
+    """A segmenter on images or micrographs: results/<dataset>/<image>/mask.png."""
+
+    model: str = Field(
+        "micrograph-masks", description="The segmenter: a folder of models.folder, or a path."
+    )
+    dataset: str = Field("images", pattern=SAFE_NAME, description="Folder below results.")
+    images: list[str] = Field(
+        [], description="Images (MRC, PNG, TIFF, JPG), each name with or without wildcards."
+    )
+    pixel_size_angstrom: float | None = Field(
+        None, gt=0, description="Pixel size of the images; empty: their headers'."
+    )
+    invert: bool = Field(False, description="Particles or objects are bright.")
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="Probability that counts; empty: the card's."
+    )
+    least_area_nm2: float = Field(
+        0.0, ge=0, description="Smaller patches are left out of the mask."
+    )
+    test_time_flips: Annotated[Literal[1, 4], BeforeValidator(_number)] = Field(
+        4, description="Mean over flips of the image."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="As in `segment`")
 
 
 class FinetuneSettings(Section):
@@ -958,7 +1165,10 @@ class Config(Section):
         )
     )
     simulate: SimulateSettings = SimulateSettings()
+    simulate_micrographs: SimulateMicrographsSettings = SimulateMicrographsSettings()
     train: TrainSettings = TrainSettings()
+    train_images: TrainImagesSettings = TrainImagesSettings()
+    segment_images: SegmentImagesSettings = SegmentImagesSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     micrographs: MicrographsSettings = MicrographsSettings()
     train_picker: TrainPickerSettings = TrainPickerSettings()

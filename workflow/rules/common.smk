@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 from functools import cache
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 
 import smart_open
@@ -18,7 +18,7 @@ from snakemake.resources import Resource
 from tomoline.errors import TomolineError
 from tomoline.export.registry import dialect as dialect_of
 from tomoline.io.shrec import locations_of
-from tomoline.settings import Config, validated
+from tomoline.settings import Config, model_path, validated
 from tomoline.stages.benchmark_files import (
     files_of,
     model_cards,
@@ -34,6 +34,7 @@ from tomoline.stages.checks import (
     models_of,
     start_of,
 )
+from tomoline.stages.image_sets import images_by_name, pairs_of
 from tomoline.stages.memory import Available
 from tomoline.stages.micrograph_run import check_micrographs, combined_outputs
 from tomoline.stages.merge import sifting_threshold
@@ -45,17 +46,23 @@ BRANCHES = {
     "simulate",
     "simulate_subtomograms",
     "simulate_demo",
+    "simulate_micrographs",
     "train",
     "train_picker",
+    "train_images",
+    "segment_images",
     "benchmark",
     "experiments",
 }
 BRANCH_SETTINGS = {
     "datasets",
     "simulate",
+    "simulate_micrographs",
     "train",
     "train_picker",
     "micrographs",
+    "train_images",
+    "segment_images",
     "finetune",
     "benchmark",
     "envmodules",

@@ -21,6 +21,14 @@ from tomoline.io.atomic import write_text
 CARD, WEIGHTS = "card.yaml", "weights.safetensors"
 # Networks that name a subtomogram as a whole; the others name each of its voxels.
 NAME_WHOLE = frozenset({"dsmnet"})
+# Networks of images; volumes are run through them slice by slice.
+OF_IMAGES = frozenset({"pyconv_unet", "unet2d"})
+
+
+NEEDED = {
+    "localizer": ("threshold", "bandwidth_vox"), "classifier": ("box_vox",),
+    "segmenter": ("threshold",),
+}  # fmt: skip
 
 
 class Range(BaseModel):
@@ -81,7 +89,8 @@ class ModelCard(BaseModel):
     description: str = ""
     network: str
     parameters: dict[str, Any]
-    role: Literal["localizer", "classifier"]
+    # A segmenter marks parts of single images, such as membranes or contamination.
+    role: Literal["localizer", "classifier", "segmenter"]
     classes: list[str] = Field(min_length=2)
     voxel_size_angstrom: float = Field(gt=0)
     voxel_size_range_angstrom: tuple[float, float]
@@ -111,8 +120,7 @@ class ModelCard(BaseModel):
         low, high = self.voxel_size_range_angstrom
         if not low <= self.voxel_size_angstrom <= high:
             raise ValueError("voxel_size_angstrom lies outside voxel_size_range_angstrom")
-        needed = ("threshold", "bandwidth_vox") if self.role == "localizer" else ("box_vox",)
-        for key in needed:
+        for key in NEEDED[self.role]:
             if getattr(self, key) is None:
                 raise ValueError(f"a {self.role} needs {key}")
         self._check_curve()
@@ -122,6 +130,11 @@ class ModelCard(BaseModel):
     def names_whole(self) -> bool:
         """Whether it names a subtomogram as a whole, and not each of its voxels."""
         return self.network in NAME_WHOLE
+
+    @property
+    def of_images(self) -> bool:
+        """Whether it is a network of images, which sees a volume slice by slice."""
+        return self.network in OF_IMAGES
 
     def sift_for(self, localizer: ModelCard) -> Sift | None:
         """How this classifier sifts the candidates of a localizer; None where it was not fitted

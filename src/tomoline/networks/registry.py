@@ -13,7 +13,9 @@ NETWORKS = {
     "dsmnet": "tomoline.networks.dsmnet:DSMNet",
     "hydrapicker": "tomoline.networks.hydrapicker:HydraPicker",
     "msdnet": "tomoline.networks.msdnet:MSDNet",
+    "pyconv_unet": "tomoline.networks.pyconv_unet:PyConvUNet",
     "unet": "tomoline.networks.unet:UNet",
+    "unet2d": "tomoline.networks.pyconv_unet:ImageUNet",
 }
 
 

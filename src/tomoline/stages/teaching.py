@@ -225,6 +225,7 @@ class Teacher:
                        for v in volumes]  # fmt: skip
         source = PointSource(parts, volumes, simulated_share=s.simulated_share, seed=s.seed)
         device = str(self.device)
+        assert card.role != "segmenter"
         options = MSDNetRecipeOptions(
             task=card.role, crop_vox=WINDOW_VOX, batch_size=WINDOWS,
             steps_per_epoch=s.steps_per_epoch, volumes_per_epoch=s.steps_per_epoch,

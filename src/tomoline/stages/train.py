@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tomoline.contracts import BACKGROUND
 from tomoline.errors import InputError
-from tomoline.infer import Runner, choose_device, choose_precision
+from tomoline.infer import Runner, choose_device, choose_precision, for_images
 from tomoline.io.atomic import atomic_path, write_text
 from tomoline.kernels.choose import speed_up
 from tomoline.log import get_logger
@@ -73,7 +73,7 @@ def run(
     densities = [load_density(Path(inputs["densities"]), name) for name in classes]
     source = _source(settings, densities, Path(inputs["densities"]))
     precision = choose_precision(settings.precision, device)
-    network = _network(settings, len(classes)).to(device)
+    network = for_images(_network(settings, len(classes)).to(device))
     kernel = speed_up(network, device, precision, trains=True)
     log.info("training on %s, %s, kernel %s", device, _name(precision), kernel)
     where = {
@@ -147,6 +147,12 @@ def _parameters(settings: TrainSettings, classes: int) -> dict[str, Any]:
     """What the kind of network takes, as its card keeps it."""
     if settings.network == "unet":
         return {"classes": classes, "filters": list(settings.filters)}
+    if settings.network == "pyconv_unet":
+        own = settings.pyconv
+        return {
+            "classes": classes, "in_channels": own.slices, "filters": list(own.filters),
+            "pyramid": list(own.pyramid),
+        }  # fmt: skip
     if settings.network == "dsmnet":
         return {"classes": classes, **settings.dsmnet.model_dump(mode="json")}
     return {"classes": classes, **settings.shape.model_dump()}

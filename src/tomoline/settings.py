@@ -1021,10 +1021,14 @@ class MicrographsSettings(Section):
         0.5, ge=0, le=5, description="Picks nearer than this to the edge are rejected "
         "(in particle diameters).",
     )  # fmt: skip
+    mask_model: str = Field(
+        "",
+        description="Segmenter of carbon, ice and contamination, such as micrograph-masks: nothing "
+        "is picked where it finds some; empty: none. A mask that the sheet names goes before.",
+    )
     mask_threshold: float = Field(
-        0.5, gt=0, lt=1, description="Probability of contamination from which no pick is taken, "
-        "where the sheet names a mask.",
-    )  # fmt: skip
+        0.5, gt=0, lt=1, description="Probability of contamination from which no pick is taken."
+    )
     floor: float = Field(
         0.02, gt=0, lt=1, description="Candidates below this score are not even listed."
     )
@@ -1035,9 +1039,7 @@ class MicrographsSettings(Section):
     dialects: list[Literal["relion", "cryosparc", "eman", "csv"]] = Field(
         ["relion", "cryosparc", "eman", "csv"], min_length=1, description="Programs that get files."
     )
-    pictures: int = Field(
-        12, ge=0, le=500, description="Micrographs shown on the data set's page."
-    )
+    pictures: int = Field(12, ge=0, le=500, description="Micrographs shown on the data set's page.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
     precision_of_numbers: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the device has instructions for it."
@@ -1135,6 +1137,31 @@ class TrainPickerSettings(Section):
         if any("." in name for name in self.sources):
             raise PydanticCustomError("sources", "names of sources to be without dots")
         return self
+
+
+class PickingBenchmark(Section):
+    """A file of config/benchmarks: pickers compared on micrographs (docs/micrographs.md)."""
+
+    model: str = Field("hydrapicker", description="The picker, as in `micrographs.model`.")
+    single: str = Field(
+        "", description="A picker trained with one head alone, for multi-head against single-head; "
+        "empty: the general head of `model`, all of whose layers then learn."
+    )  # fmt: skip
+    sources: dict[SafeName, PickerSource] = Field(
+        {}, description="Data sets that the model has heads for; scored is what is held out."
+    )
+    targets: dict[SafeName, PickerSource] = Field(
+        {}, description="Data sets that it never saw; scored is what is held out."
+    )
+    labelled: list[int] = Field([5], description="Few-shot: numbers of labelled micrographs.")
+    epochs: int = Field(8, ge=1, description="Few-shot: epochs.")
+    steps_per_epoch: int = Field(10, ge=1, description="Few-shot: batches an epoch.")
+    crop_px: int = Field(192, ge=64, multiple_of=16, description="Few-shot: edge of a crop.")
+    learning_rate: float = Field(1e-3, gt=0, description="Few-shot: Adam's rate.")
+    topaz_python: str = Field(
+        ".venv-topaz/bin/python", description="Python of Topaz's environment; empty: no Topaz."
+    )
+    seed: int = Field(1, ge=0, description="The same seed gives the same figures.")
 
 
 class Config(Section):

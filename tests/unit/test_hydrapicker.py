@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_a_network_of_the_published_size() -> None:
     # 3x3 kernels: 1 to 64, 13 of 64 to 64; two numbers a channel in each of 7 normalizations.
     assert count_parameters(network.body) == 9 * 64 + 13 * 9 * 64 * 64 + 7 * 2 * 64
     channels = (64, 128, 256, 512, 1024)
-    blocks = sum(9 * a * b + 3 * b for a, b in zip(channels, channels[1:], strict=False))
+    blocks = sum(9 * a * b + 3 * b for a, b in itertools.pairwise(channels))
     assert count_parameters(network.head(GENERAL)) == blocks + 9 * 1024 * 3 + 3
     assert 6.2e6 < count_parameters(network.head(GENERAL)) < 6.4e6
     norms = [m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)]
@@ -96,7 +97,7 @@ def test_bias_loss_by_hand() -> None:
     count = count_parameters(network.head("a"))
     with torch.no_grad():
         for p in network.head("a").parameters():
-            p += 0.5
+            p.add_(0.5)
         first = next(network.head("b").parameters())
         first[0, 0, 0, :2] += torch.tensor([3.0, 4.0])
     # norms of all weights' differences: 0.5 sqrt(n) and 5, and their mean

@@ -36,7 +36,11 @@ from tomoline.stages.checks import (
 )
 from tomoline.stages.image_sets import images_by_name, pairs_of
 from tomoline.stages.memory import Available
-from tomoline.stages.micrograph_run import check_micrographs, combined_outputs
+from tomoline.stages.micrograph_run import (
+    check_micrographs,
+    combined_outputs,
+    names_of_micrographs,
+)
 from tomoline.stages.merge import sifting_threshold
 from tomoline.stages.tile import window_bytes
 from tomoline_slurm import driver, install
@@ -129,8 +133,14 @@ TOMOGRAM = "results/{dataset}/{tomogram}"
 DATASET = "results/{dataset}"
 
 
+# Data sets of micrographs have rules of their own (micrographs.smk), for files of the same names.
+MICROGRAPH_NAMES = (
+    "|".join(map(re.escape, refused(names_of_micrographs, CONFIG))) or "(?!)"
+)
+
+
 wildcard_constraints:
-    dataset="[A-Za-z0-9][A-Za-z0-9._-]*",
+    dataset=rf"(?!(?:{MICROGRAPH_NAMES})/)[A-Za-z0-9][A-Za-z0-9._-]*",
     tomogram="[A-Za-z0-9][A-Za-z0-9._-]*",
     scatteritem=r"\d+-of-\d+",
 

@@ -28,6 +28,34 @@ def given_micrograph(wildcards):
     return [path for path in (row.path, row.mask) if path and Path(path).exists()]
 
 
+@known
+def mask_of(wildcards):
+    """The mask a micrograph is picked with: the sheet's, else the segmenter's; empty for none."""
+    row = micrograph_row(wildcards)
+    if row.mask or not CONFIG.micrographs.mask_model:
+        return row.mask
+    return rules.mask_micrograph.output.probability.format(**wildcards)
+
+
+@known
+def made_mask(wildcards):
+    """The mask, where the workflow has to make it first."""
+    made = CONFIG.micrographs.mask_model and not micrograph_row(wildcards).mask
+    return [mask_of(wildcards)] if made else []
+
+
+@known
+def segmenter_settings(wildcards):
+    """How a micrograph's contamination is looked for."""
+    dataset = micrograph_run().datasets[wildcards.dataset]
+    return {
+        "model": CONFIG.micrographs.mask_model,
+        "pixel_size_angstrom": dataset.pixel_size_angstrom,
+        "invert": dataset.contrast == "bright",
+        "device": CONFIG.micrographs.device,
+    }
+
+
 def of_micrographs(name):
     """Input function: a file of every micrograph of a data set that is run."""
 
@@ -68,9 +96,40 @@ if workflow.is_main_process and not BRANCH:
     micrograph_run()
 
 
+rule mask_micrograph:
+    input:
+        image=lambda wildcards: micrograph_row(wildcards).path,
+        card=f"{model_path(CONFIG.micrographs.mask_model or 'none', CONFIG.models.folder)}/card.yaml",
+    output:
+        mask=f"{MICROGRAPH}/mask.png",
+        probability=f"{MICROGRAPH}/mask_probability.png",
+        summary=f"{MICROGRAPH}/mask.json",
+    log:
+        f"{MICROGRAPH}/logs/mask_micrograph.log",
+    benchmark:
+        f"{MICROGRAPH}/benchmarks/mask_micrograph.jsonl"
+    group:
+        "pick"
+    wildcard_constraints:
+        dataset=MICROGRAPH_NAMES,
+    conda:
+        "../../envs/gpu.yaml"
+    envmodules:
+        *CONFIG.envmodules.of("gpu"),
+    resources:
+        **gpu_of(CONFIG.micrographs),
+        mem_mb=known(micrograph_memory),
+        runtime=lambda wildcards, attempt: 5 * attempt,
+    params:
+        settings=segmenter_settings,
+    script:
+        "../scripts/mask_micrograph.py"
+
+
 rule pick:
     input:
         given=given_micrograph,
+        mask=made_mask,
         card=lambda wildcards: f"{micrograph_run().model.as_posix()}/card.yaml",
     output:
         picks=f"{MICROGRAPH}/picks.csv",
@@ -84,6 +143,8 @@ rule pick:
         f"{MICROGRAPH}/benchmarks/pick.jsonl"
     group:
         "pick"
+    wildcard_constraints:
+        dataset=MICROGRAPH_NAMES,
     conda:
         "../../envs/gpu.yaml"
     envmodules:
@@ -94,10 +155,10 @@ rule pick:
         runtime=lambda wildcards, attempt: 5 * attempt,
         bundle=BUNDLE_MOST,
     params:
-        settings=settings_of("micrographs", without={"dialects", "pictures"}),
+        settings=settings_of("micrographs", without={"dialects", "pictures", "mask_model"}),
         dataset=known(lambda wildcards: micrograph_run().dataset(wildcards.dataset)),
         path=known(lambda wildcards: micrograph_row(wildcards).path),
-        mask=known(lambda wildcards: micrograph_row(wildcards).mask),
+        mask=mask_of,
     script:
         "../scripts/pick.py"
 
@@ -110,6 +171,8 @@ rule combine_picks:
     log:
         f"{DATASET}/logs/combine_picks.log",
     localrule: True
+    wildcard_constraints:
+        dataset=MICROGRAPH_NAMES,
     conda:
         "../../envs/runtime.yaml"
     envmodules:
@@ -141,6 +204,8 @@ rule report_micrographs:
     log:
         f"{DATASET}/logs/report_micrographs.log",
     localrule: True
+    wildcard_constraints:
+        dataset=MICROGRAPH_NAMES,
     conda:
         "../../envs/runtime.yaml"
     envmodules:

@@ -136,9 +136,9 @@ def _hits(one: Ranked, order: NDArray[np.int64], iou: float) -> tuple[NDArray[np
         return hit, best
     overlap = iou_of_squares(one.yx[order], one.true_yx, one.diameter_px)
     free = np.ones(len(one.true_yx), bool)
-    for k, row in enumerate(overlap):
+    for k in range(len(order)):
         # A pick that overlaps two particles goes to the one that is left.
-        row = np.where(free, row, -1.0)
+        row = np.where(free, overlap[k], -1.0)
         nearest = int(row.argmax())
         if row[nearest] >= iou:
             hit[k], free[nearest] = True, False

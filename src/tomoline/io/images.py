@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from tomoline.errors import InputError
 from tomoline.io.mrc import open_volume, read_header
 
-MRC_SUFFIXES = (".mrc", ".map", ".rec")
+MRC_SUFFIXES = (".mrc", ".mrcs", ".map", ".rec", ".mrc.gz", ".mrc.bz2")
 FORMATS = ("PNG", "TIFF", "JPEG")
 # Larger pictures are taken for damaged headers; detectors have some 10^8 pixels.
 Image.MAX_IMAGE_PIXELS = 1 << 29
@@ -30,7 +30,7 @@ def read_image(path: str | Path) -> tuple[NDArray[Any], float | None]:
         For what is missing, no single image, or cannot be read.
     """
     path = Path(path)
-    if path.suffix.lower() in MRC_SUFFIXES:
+    if path.name.lower().endswith(MRC_SUFFIXES):
         header = read_header(path)
         if header.shape_zyx[0] != 1:
             raise InputError(

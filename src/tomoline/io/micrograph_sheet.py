@@ -40,7 +40,7 @@ COLUMNS = (
     "ny", "nx",  # rows and columns
     "kind",  # mrc, tiff, png, jpeg
     "truth",  # known particles (CSV, STAR, .box); may be empty
-    "mask",  # picture or MRC of the same size, or that aspect: where nothing is picked; may be empty
+    "mask",  # picture or MRC of that aspect: where nothing is picked; may be empty
     "file_bytes", "file_mtime_ns",
 )  # fmt: skip
 _NUMBERS = ("pixel_size_angstrom", "ny", "nx", "file_bytes", "file_mtime_ns")

@@ -83,9 +83,7 @@ def read_picks(path: str | Path) -> pd.DataFrame:
     missing = [name for name in PICK_COLUMNS if name not in header]
     if missing:
         raise _fault(path, f"the columns {', '.join(PICK_COLUMNS)}", f"no {', '.join(missing)}")
-    frame = pd.DataFrame(
-        {name: [row[name] for row in rows] for name in PICK_COLUMNS}, dtype=object
-    )
+    frame = pd.DataFrame({name: [row[name] for row in rows] for name in PICK_COLUMNS}, dtype=object)
     return _checked(frame, str(path))
 
 
@@ -172,8 +170,9 @@ def read_relion(path: str | Path, exposures: Sequence[Exposure]) -> dict[str, pd
         exposure = known.get(name) or known.get(Path(name).name) or known.get(Path(name).stem)
         if exposure is None:
             raise _fault(path, f"micrographs among {', '.join(sorted(parts))}", name)
-        x, y, score = _numbers(path, len(parts[exposure.micrograph]) + 1, [x, y, score])
-        parts[exposure.micrograph].append((x, float(exposure.turned(y)), score))
+        own = parts[exposure.micrograph]
+        place = _numbers(path, len(own) + 1, [x, y, score])
+        own.append((place[0], float(exposure.turned(place[1])), place[2]))
     return {
         name: pd.DataFrame(rows, columns=["x_px", "y_px", "score"], dtype=float)
         for name, rows in parts.items()

@@ -192,9 +192,7 @@ def list_datasets(folder: str | Path = DATASETS_FOLDER) -> list[str]:
     return sorted(path.stem for path in Path(folder).glob("*.yaml"))
 
 
-def write_dataset(
-    path: str | Path, dataset: DatasetSettings | MicrographDatasetSettings
-) -> None:
+def write_dataset(path: str | Path, dataset: DatasetSettings | MicrographDatasetSettings) -> None:
     """Write a new dataset file, each key with its description as a comment."""
     lines = [f"# Dataset {dataset.name}, written by `tomoline onboard`; edit it freely."]
     for key, field in type(dataset).model_fields.items():

@@ -8,10 +8,11 @@ dropout, and a last 3x3 convolution to three numbers for each cell of 16 x 16 pi
 `general` is for structures that were never seen; it learns from the other heads' weights alone.
 
 What the paper leaves out is as in the authors' code: dropout 0.3, two channels a group (32 groups
-of 64), the class bias -4 at the start, offsets 0.75 x cell x tanh. `width`, `body` and `stem` are ours: a
-head of the published size has 6.3 million weights and the body half a million, too many for few
-micrographs or a processor without GPU. With the stem `strided` the second convolution halves the
-resolution, so that the body takes a quarter of the time, and the first block of a head does not.
+of 64), the class bias -4 at the start, offsets 0.75 x cell x tanh. `width`, `body` and `stem` are
+ours: a head of the published size has 6.3 million weights and the body half a million, too many for
+few micrographs or a processor without GPU. With the stem `strided` the second convolution halves
+the resolution, so that the body takes a quarter of the time; the first block of a head then does
+not halve it.
 
 Axes: B batch, C channels, Y, X pixels; cells I, J of 16 x 16 pixels. Input `(B, 1, Y, X)`, Y and X
 multiples of 16; output `(B, 3, I, J)`: offset from the cell's centre along y and along x (pixels),

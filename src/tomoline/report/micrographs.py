@@ -120,8 +120,8 @@ def micrograph_figure(row: MicrographResult) -> str:
     title = f"Micrograph {row.micrograph} with {len(own)} picks"
     caption = f"{row.micrograph}: {len(own)} picks"
     if row.truth is not None and row.figures:
-        caption += (f" of {len(row.truth)} known particles; precision "
-                    f"{row.figures['precision']:.2f}, recall {row.figures['recall']:.2f}")  # fmt: skip
+        caption += f" of {len(row.truth)} known particles; "
+        caption += f"precision {row.figures['precision']:.2f}, recall {row.figures['recall']:.2f}"
     return figure(figures.svg(body, width=nx, height=ny, title=title, kind="plane"), caption)
 
 
@@ -223,15 +223,15 @@ def _distributions(result: MicrographsResult) -> str:
                                  title="Picks a micrograph", label="picks"),
                "How many picks a micrograph has."),
         figure(figures.bars({k: float(v) for k, v in sorted(reasons.items())},
-                            title="Rejected candidates", digits=0), "Rejected candidates by reason.")
+                            title="Rejected candidates", digits=0),
+               "Rejected candidates by reason.")
         if reasons else "",
     )  # fmt: skip
 
 
 def _table(result: MicrographsResult) -> str:
-    columns = [Column(head="micrograph"), Column(head="picks", kind="number"),
-               Column(head="mean score", kind="number"), Column(head="known", kind="number"),
-               Column(head="precision", kind="number"), Column(head="recall", kind="number")]  # fmt: skip
+    numbers = ("picks", "mean score", "known", "precision", "recall")
+    columns = [Column(head="micrograph"), *(Column(head=n, kind="number") for n in numbers)]
     rows = []
     for row in result.micrographs:
         own = row.accepted

@@ -17,7 +17,7 @@ from tomoline.io.jobs import HISTORY, last_record
 from tomoline.io.micrograph_sheet import MICROGRAPHS, MicrographRow, load_micrographs
 from tomoline.io.sheet import DATASETS_FOLDER, kind_of
 from tomoline.log import get_logger, job_log
-from tomoline.networks.cards import CARD
+from tomoline.networks.cards import CARD, load_card, verify_weights
 from tomoline.settings import Config, MicrographDatasetSettings, model_path
 from tomoline.stages import combine_picks, report_micrographs
 from tomoline.stages.status import Pulse, pick_states
@@ -80,13 +80,16 @@ def check_micrographs(
     """
     root = Path(root)
     folder = root / DATASETS_FOLDER
-    names = [n for n in dict.fromkeys(config.datasets) if kind_of(n, folder=folder) == MICROGRAPHS]
+    names = names_of_micrographs(config, root=root)
     loaded = {name: load_micrographs(name, folder=folder) for name in names}
     for name, (dataset, rows) in loaded.items():
         _check_rows(folder / dataset.sheet, name, rows, root)
     model = model_path(config.micrographs.model, config.models.folder)
     if loaded:
         _check_picker(root / model, config, thorough=thorough)
+        if config.micrographs.mask_model:
+            segmenter = model_path(config.micrographs.mask_model, config.models.folder)
+            _check_segmenter(root / segmenter, thorough=thorough)
     return MicrographRun(
         config=config,
         model=model,
@@ -183,3 +186,18 @@ def _check_picker(folder: Path, config: Config, *, thorough: bool) -> None:
 
     card = verify_picker(folder) if thorough else load_picker_card(folder / CARD)
     card.head(config.micrographs.head)
+
+
+def _check_segmenter(folder: Path, *, thorough: bool) -> None:
+    card = verify_weights(folder) if thorough else load_card(folder)
+    if card.role != "segmenter":
+        raise InputError(
+            "micrographs.mask_model", expected="a segmenter of images",
+            found=f"{folder.name}, a {card.role}", remedy="name another model, or none",
+        )  # fmt: skip
+
+
+def names_of_micrographs(config: Config, *, root: str | Path = ".") -> list[str]:
+    """Names of those data sets of a run that are of micrographs."""
+    folder = Path(root) / DATASETS_FOLDER
+    return [n for n in dict.fromkeys(config.datasets) if kind_of(n, folder=folder) == MICROGRAPHS]

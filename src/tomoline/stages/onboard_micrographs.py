@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tomoline.errors import InputError
+from tomoline.io.images import MRC_SUFFIXES
 from tomoline.io.micrograph_sheet import (
     MICROGRAPHS,
     MicrographRow,
@@ -22,7 +23,7 @@ from tomoline.io.micrograph_sheet import (
     read_micrograph_sheet,
     write_micrograph_sheet,
 )
-from tomoline.io.micrographs import MRC_SUFFIXES, is_micrograph_name, read_facts
+from tomoline.io.micrographs import is_micrograph_name, read_facts
 from tomoline.io.sheet import DATASETS_FOLDER, change_keys, check_name, kind_of, write_dataset
 from tomoline.ops.micrographs import EXTENT_PX
 from tomoline.settings import MicrographDatasetSettings
@@ -228,9 +229,7 @@ def _again(row: MicrographRow, path: Path, dataset: MicrographDatasetSettings) -
     return _judged(row.model_copy(update={"use": use}), path, dataset)
 
 
-def _judged(
-    row: MicrographRow, path: Path, dataset: MicrographDatasetSettings
-) -> MicrographRow:
+def _judged(row: MicrographRow, path: Path, dataset: MicrographDatasetSettings) -> MicrographRow:
     """Fill in what the file says, and the verdict."""
     stat = path.stat()
     changes: dict[str, Any] = {"file_bytes": stat.st_size, "file_mtime_ns": stat.st_mtime_ns}
@@ -294,5 +293,3 @@ def _absolute(root: Path, path: str | Path) -> Path:
 def _written(root: Path, path: Path) -> str:
     base = root.resolve()
     return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
-
-

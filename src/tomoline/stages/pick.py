@@ -143,9 +143,7 @@ def read_mask(path: str | Path, shape: tuple[int, int], threshold: float) -> NDA
     return masked
 
 
-def table_of(
-    found: Mapping[str, NDArray[Any]], micrograph: str, diameter_px: float
-) -> Any:
+def table_of(found: Mapping[str, NDArray[Any]], micrograph: str, diameter_px: float) -> Any:
     """The candidates as a table of picks, best first."""
     count = len(found["score"])
     return pick_table({

@@ -26,6 +26,7 @@ from tomoline.ops.micrographs import (
 
 log = get_logger(__name__)
 
+CPU = torch.device("cpu")
 # Half a cell: particles at the corner of four cells, or two in one cell, lie well for one of these.
 SHIFTS_PX = ((0, 0), (0, 8), (8, 0), (8, 8))
 
@@ -41,7 +42,7 @@ class Picking:
 
     head: str = GENERAL
     shifts: int = 4
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     dtype: torch.dtype = torch.float32
 
 
@@ -76,9 +77,7 @@ def picks_in(
     small = None
     if mask is not None:
         small = _sampled(mask, prepared)
-    found = judged(
-        yx, score, rules, diameter_px=extent_px, shape=(shape[0], shape[1]), mask=small
-    )
+    found = judged(yx, score, rules, diameter_px=extent_px, shape=(shape[0], shape[1]), mask=small)
     return {**found, "yx": prepared.to_given(found["yx"])}
 
 

@@ -116,5 +116,7 @@ def _write_table(path: str | Path, rows: Sequence[MicrographResult]) -> None:
         known = "" if row.truth is None else str(len(row.truth))
         own = [f"{row.figures[k]:.6f}" if row.figures else "" for k in COLUMNS[4:]]
         count = len(row.accepted)
-        lines.append(",".join([row.micrograph, str(count), str(len(row.picks) - count), known, *own]))
+        lines.append(
+            ",".join([row.micrograph, str(count), str(len(row.picks) - count), known, *own])
+        )
     write_text(path, "\n".join(lines) + "\n")

@@ -296,11 +296,14 @@ def _micrographs_status(project: Path, name: str, *, now: float) -> DatasetStatu
         job = last_record(folder / HISTORY) if row.wanted else None
         found.append(
             TomogramStatus(
-                tomogram=row.micrograph, use=row.wanted, verdict=row.verdict, reason=row.reason,
+                tomogram=row.micrograph,
+                use=row.wanted,
+                verdict=row.verdict,
+                reason=row.reason,
                 stages=pick_states(folder, pulse=pulse, job=job) if row.wanted else {},
                 particles=accepted_particles(folder / "picks.csv") if row.wanted else None,
                 job=job,
-            )  # fmt: skip
+            )
         )
     known = {row.micrograph for row in rows}
     return DatasetStatus(
@@ -435,7 +438,9 @@ def _format_dataset(dataset: DatasetStatus) -> str:
     if dataset.kind == MICROGRAPHS:
         columns = [PICK]
     jobs = {row.tomogram: _live_job(row) for row in dataset.tomograms}
-    table = [[dataset.kind[:-1], *columns, *(["SLURM job"] if any(jobs.values()) else []), "particles"]]
+    table = [
+        [dataset.kind[:-1], *columns, *(["SLURM job"] if any(jobs.values()) else []), "particles"]
+    ]
     for row in dataset.tomograms:
         if row.use:
             cells = [str(row.stages[name].state) for name in columns]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from tomoline.errors import InputError
 from tomoline.evaluation.detection import Detection, Ranked, detection
 from tomoline.infer import choose_device
@@ -23,10 +24,16 @@ from tomoline.io.picks import Exposure, read_truth
 from tomoline.log import get_logger
 from tomoline.networks.hydrapicker import GENERAL, HydraPicker
 from tomoline.networks.pickers import HeadCard, PickerCard, load_picker, save_picker
-from tomoline.ops.micrographs import EXTENT_PX, PickRules, Prepared, prepare_micrograph
+from tomoline.ops.micrographs import PickRules, Prepared, prepare_micrograph
 from tomoline.settings import PickerSource, TrainPickerSettings
 from tomoline.stages.picking import Picking, picks_in
-from tomoline.training.hydrapicker import HydraOptions, HydraRecipe, Labelled, Sets, only_head_learns
+from tomoline.training.hydrapicker import (
+    HydraOptions,
+    HydraRecipe,
+    Labelled,
+    Sets,
+    only_head_learns,
+)
 from tomoline.training.loop import Trainer
 from tomoline.training.options import TrainOptions
 
@@ -73,7 +80,7 @@ def run(
     if settings.mode == "full":
         network = _two_phases(network, train, held_out, settings, Path(work))
     else:
-        _few_shot(network, train, held_out, settings, Path(work))
+        few_shot(network, train, held_out, settings, Path(work))
     write_text(Path(outputs["curves"]), _curves(Path(work)))
     card = card_of(network, held_out, settings)
     state = {k: v.to(torch.float32) for k, v in network.state_dict().items()}
@@ -163,9 +170,11 @@ def evaluated(
         own = found["reason"] == ""
         ranked.append(
             Ranked(
-                yx=found["yx"][own], score=found["score"][own], true_yx=one.true_yx,
+                yx=found["yx"][own],
+                score=found["score"][own],
+                true_yx=one.true_yx,
                 diameter_px=one.diameter_px,
-            )  # fmt: skip
+            )
         )
     return detection(ranked)
 
@@ -251,7 +260,7 @@ def _two_phases(
     return network
 
 
-def _few_shot(
+def few_shot(
     network: HydraPicker, train: Mapping[str, Sequence[Known]],
     held_out: Mapping[str, Sequence[Known]], settings: TrainPickerSettings, work: Path,
 ) -> None:  # fmt: skip

@@ -4,6 +4,8 @@
 
 IMAGE_MODEL = f"results/models/{CONFIG.train_images.name}-{{image_network}}"
 IMAGE_TABLES = f"results/models/{CONFIG.train_images.name}"
+SEGMENTER = model_path(CONFIG.segment_images.model, CONFIG.models.folder)
+SEGMENTER_CARD = SEGMENTER.joinpath("card.yaml").as_posix()
 IMAGES = (
     refused(images_by_name, CONFIG.segment_images) if "segment_images" in BRANCH else {}
 )
@@ -86,7 +88,7 @@ rule segment_images:
 rule segment_images_of:
     input:
         image=lambda wildcards: IMAGES[wildcards.image],
-        card=f"{model_path(CONFIG.segment_images.model, CONFIG.models.folder)}/card.yaml",
+        card=SEGMENTER_CARD,
     output:
         mask="results/{image_set}/{image}/mask.png",
         probability="results/{image_set}/{image}/mask_probability.png",

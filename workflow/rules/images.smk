@@ -6,6 +6,8 @@ IMAGE_MODEL = f"results/models/{CONFIG.train_images.name}-{{image_network}}"
 IMAGE_TABLES = f"results/models/{CONFIG.train_images.name}"
 SEGMENTER = model_path(CONFIG.segment_images.model, CONFIG.models.folder)
 SEGMENTER_CARD = SEGMENTER.joinpath("card.yaml").as_posix()
+if "segment_images" in BRANCH:
+    refused(load_card, SEGMENTER)
 IMAGES = (
     refused(images_by_name, CONFIG.segment_images) if "segment_images" in BRANCH else {}
 )
@@ -57,7 +59,7 @@ rule train_images_of:
 rule compare_images:
     input:
         cards=[
-            IMAGE_MODEL.format(image_network=name) + "/card.yaml"
+            f"{IMAGE_MODEL}/card.yaml".format(image_network=name)
             for name in CONFIG.train_images.networks
         ],
     output:

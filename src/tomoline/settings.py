@@ -801,7 +801,8 @@ class SegmentImagesSettings(Section):
     """A segmenter on images or micrographs: results/<dataset>/<image>/mask.png."""
 
     model: str = Field(
-        "micrograph-masks", description="The segmenter: a folder of models.folder, or a path."
+        "results/models/micrograph-masks-pyconv_unet",
+        description="The segmenter: a folder of models.folder, or a path if it has a slash.",
     )
     dataset: str = Field("images", pattern=SAFE_NAME, description="Folder below results.")
     images: list[str] = Field(

@@ -12,7 +12,6 @@ from scipy import ndimage
 from tomoline.errors import InputError
 from tomoline.evaluation.segmentation import scores_of_confusion, segmentation_scores
 from tomoline.infer import Runner, make_runner
-from tomoline.io.images import expand, read_image
 from tomoline.io.mrc import write_volume
 from tomoline.kernels.memory import bytes_per_voxel
 from tomoline.networks.cards import ModelCard, load_card
@@ -27,7 +26,7 @@ from tomoline.settings import (
     validated,
 )
 from tomoline.stages import compare_images, segment_images, train_images
-from tomoline.stages.image_sets import divide, images_by_name, load_pair, pairs_of
+from tomoline.stages.image_sets import divide, expand, images_by_name, load_pair, pairs_of
 from tomoline.stages.segment_images import image_probabilities
 from tomoline.training.images import (
     ImageOptions,
@@ -85,37 +84,7 @@ def test_miou_and_dice_by_hand():
     np.testing.assert_allclose(both.class_dice, 2 * both.class_iou / (1 + both.class_iou))
 
 
-@pytest.mark.parametrize("suffix", [".mrc", ".png", ".tif"])
-def test_images_come_in_as_they_were_written(tmp_path, suffix):
-    values = np.arange(35, dtype=np.float32).reshape(5, 7)
-    path = tmp_path / f"a{suffix}"
-    if suffix == ".mrc":
-        write_volume(path, values[None], 3.5)
-    else:
-        Image.fromarray(values.astype(np.uint8)).save(path)
-    found, size = read_image(path)
-    np.testing.assert_array_equal(found, values)
-    assert size == (pytest.approx(3.5) if suffix == ".mrc" else None)
-
-
-def test_what_is_no_single_image_is_refused(tmp_path):
-    write_volume(tmp_path / "movie.mrc", np.zeros((3, 8, 8), np.float32), 1.5)
-    with pytest.raises(InputError, match="3 sections"):
-        read_image(tmp_path / "movie.mrc")
-    first = Image.fromarray(np.zeros((4, 4), np.uint8))
-    first.save(tmp_path / "movie.tif", save_all=True, append_images=[first])
-    with pytest.raises(InputError, match="2 frames"):
-        read_image(tmp_path / "movie.tif")
-    Image.fromarray(np.zeros((99, 99), np.uint8)).save(tmp_path / "cut.png")
-    whole = (tmp_path / "cut.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="whole image"):
-        read_image(tmp_path / "cut.png")
-    (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(InputError, match="whole image"):
-        read_image(tmp_path / "text.png")
-    with pytest.raises(InputError, match="no such file"):
-        read_image(tmp_path / "absent.tif")
+def test_a_pattern_without_files_is_refused(tmp_path):
     with pytest.raises(InputError, match="none"):
         expand([f"{tmp_path}/*.jpg"], key="images")
 

@@ -18,6 +18,7 @@ from snakemake.resources import Resource
 from tomoline.errors import TomolineError
 from tomoline.export.registry import dialect as dialect_of
 from tomoline.io.shrec import locations_of
+from tomoline.networks.cards import load_card
 from tomoline.settings import Config, model_path, validated
 from tomoline.stages.benchmark_files import (
     files_of,

@@ -4,6 +4,10 @@
 
 IMAGE_MODEL = f"results/models/{CONFIG.train_images.name}-{{image_network}}"
 IMAGE_TABLES = f"results/models/{CONFIG.train_images.name}"
+SEGMENTER = model_path(CONFIG.segment_images.model, CONFIG.models.folder)
+SEGMENTER_CARD = SEGMENTER.joinpath("card.yaml").as_posix()
+if "segment_images" in BRANCH:
+    refused(load_card, SEGMENTER)
 IMAGES = (
     refused(images_by_name, CONFIG.segment_images) if "segment_images" in BRANCH else {}
 )
@@ -55,7 +59,7 @@ rule train_images_of:
 rule compare_images:
     input:
         cards=[
-            IMAGE_MODEL.format(image_network=name) + "/card.yaml"
+            f"{IMAGE_MODEL}/card.yaml".format(image_network=name)
             for name in CONFIG.train_images.networks
         ],
     output:
@@ -86,7 +90,7 @@ rule segment_images:
 rule segment_images_of:
     input:
         image=lambda wildcards: IMAGES[wildcards.image],
-        card=f"{model_path(CONFIG.segment_images.model, CONFIG.models.folder)}/card.yaml",
+        card=SEGMENTER_CARD,
     output:
         mask="results/{image_set}/{image}/mask.png",
         probability="results/{image_set}/{image}/mask_probability.png",

@@ -1,8 +1,7 @@
 """Micrographs as they come: MRC, TIFF, PNG and JPEG, as `(Y, X)` arrays in the file's row order.
 
 MRC by the strict reader of `tomoline.io.mrc` (modes 0, 1, 2, 6, 12, gzip and bzip2 too); the others
-by Pillow (`tomoline.io.images`). Neither PNG nor JPEG knows a pixel size, and
-TIFF only a resolution of print, so it is given.
+by Pillow. Neither PNG nor JPEG knows a pixel size, TIFF only a resolution of print, so it is given.
 """
 
 from __future__ import annotations
@@ -11,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from tomoline.errors import InputError
-from tomoline.io.images import FORMATS, MRC_SUFFIXES, read_image
-from tomoline.io.mrc import read_header
+from tomoline.io.mrc import open_volume, read_header
 
+MRC_SUFFIXES = (".mrc", ".mrcs", ".map", ".rec", ".mrc.gz", ".mrc.bz2")
 PICTURE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+MOST_PIXELS = 400_000_000
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +73,37 @@ def read_facts(path: str | Path) -> MicrographFacts:
 def read_micrograph(path: str | Path) -> tuple[NDArray[Any], MicrographFacts]:
     """Return the pixels `(Y, X)`, row 0 being the first of the file, and what the file says."""
     facts = read_facts(path)
-    pixels, _ = read_image(path)
-    return pixels, facts
+    if facts.kind == "mrc":
+        return np.asarray(open_volume(facts.path)[0]), facts
+    with _picture(facts.path) as picture:
+        try:
+            if picture.mode in ("RGB", "RGBA", "LA", "P", "CMYK"):
+                return _grey(facts, np.asarray(picture.convert("RGB"))), facts
+            pixels = np.asarray(picture)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(
+                facts.path, expected="a whole picture", found=f"a damaged one ({error})",
+                remedy="copy or write it again",
+            ) from error  # fmt: skip
+    return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels, facts
+
+
+def _grey(facts: MicrographFacts, colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A grey picture stored in colours as one channel; InputError for a coloured one."""
+    spread = np.ptp(colours.astype(np.int16), axis=-1)
+    # JPEG rounds its channels a step or two apart.
+    if np.quantile(spread, 0.99) > 8:
+        raise InputError(
+            facts.path, expected="grey values", found="a picture in colours",
+            remedy="give the micrograph itself, not a screenshot or an overlay",
+        )  # fmt: skip
+    grey: NDArray[np.uint8] = colours[..., 1]
+    return grey
 
 
 def _picture(path: Path) -> Image.Image:
     try:
-        picture = Image.open(path, formats=FORMATS)
+        picture = Image.open(path)
     except FileNotFoundError:
         raise InputError(
             path, expected="a micrograph", found="no such file", remedy="check the path"

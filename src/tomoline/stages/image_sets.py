@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from tomoline.contracts import BACKGROUND
 from tomoline.errors import InputError
-from tomoline.io.images import expand, read_image
+from tomoline.io.micrographs import read_facts, read_micrograph
 from tomoline.ops.images import labels_for, prepare_image
 from tomoline.settings import SegmentImagesSettings, TrainImagesSettings
 from tomoline.training.images import LabelledImage
@@ -26,6 +27,30 @@ class Division:
     training: list[tuple[Path, Path]]
     validation: list[tuple[Path, Path]]
     test: list[tuple[Path, Path]]
+
+
+def expand(patterns: Sequence[str], *, key: str) -> list[Path]:
+    """Files of patterns, each pattern's sorted by name.
+
+    Raises
+    ------
+    InputError
+        For a pattern that no file answers to; `key` is the setting that holds them.
+    """
+    found: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        anchor = Path(path.anchor) if path.anchor else Path()
+        relative = path.relative_to(anchor) if path.anchor else path
+        wild = any(c in pattern for c in "*?[")
+        own = sorted(anchor.glob(str(relative))) if wild else [path]
+        if not own:
+            raise InputError(
+                key, expected=f"files like {pattern}", found="none",
+                remedy="correct the pattern, or make the files first",
+            )  # fmt: skip
+        found += own
+    return found
 
 
 def pairs_of(settings: TrainImagesSettings) -> list[tuple[Path, Path]]:
@@ -87,14 +112,14 @@ def load_pair(
     pair: tuple[Path, Path], settings: TrainImagesSettings, model_size: float
 ) -> LabelledImage:
     """Read an image and its labels, at the model's pixel size."""
-    values, found = read_image(pair[0])
-    grey, _ = read_image(pair[1])
+    values, facts = read_micrograph(pair[0])
+    grey, _ = read_micrograph(pair[1])
     if grey.shape != values.shape:
         raise InputError(
             pair[1], expected=f"labels of {values.shape} pixels, as {pair[0].name}",
             found=f"{grey.shape}", remedy="give the labels in the image's own pixels",
         )  # fmt: skip
-    scale = model_size / pixel_size_of(settings, found, pair[0])
+    scale = model_size / pixel_size_of(settings, facts.pixel_size_angstrom, pair[0])
     prepared = prepare_image(values, scale, invert=settings.invert)
     labels = labels_for(classes_of(grey, settings), prepared)
     return LabelledImage(name=pair[0].stem, values=prepared.values, labels=labels)  # type: ignore[arg-type]
@@ -117,7 +142,7 @@ def model_size_of(settings: TrainImagesSettings, pairs: list[tuple[Path, Path]])
     """Pixel size of the model: as set, else that of the first image."""
     if settings.model_pixel_size_angstrom is not None:
         return settings.model_pixel_size_angstrom
-    return pixel_size_of(settings, read_image(pairs[0][0])[1], pairs[0][0])
+    return pixel_size_of(settings, read_facts(pairs[0][0]).pixel_size_angstrom, pairs[0][0])
 
 
 def images_by_name(settings: SegmentImagesSettings) -> dict[str, str]:

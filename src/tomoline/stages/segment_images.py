@@ -22,7 +22,7 @@ from tomoline.infer import (
     split_on_memory,
 )
 from tomoline.io.atomic import write_json
-from tomoline.io.images import read_image
+from tomoline.io.micrographs import read_micrograph
 from tomoline.io.png import write_grey
 from tomoline.log import get_logger
 from tomoline.networks.cards import ModelCard
@@ -64,8 +64,8 @@ def run(
             inputs["card"], expected="a segmenter of images", found=f"a {card.role}",
             remedy="correct segment_images.model",
         )  # fmt: skip
-    image, found = read_image(inputs["image"])
-    size = settings.pixel_size_angstrom or found
+    image, facts = read_micrograph(inputs["image"])
+    size = settings.pixel_size_angstrom or facts.pixel_size_angstrom
     if size is None:
         raise InputError(
             inputs["image"], expected="a pixel size in the header", found="none",

@@ -106,7 +106,8 @@ def _unspotted(image: NDArray[Any]) -> NDArray[Any]:
     sd = (float(high) - float(low)) / 2
     if sd <= 0:
         return image
-    return np.clip(image, middle - HOT_SD * sd, middle + HOT_SD * sd)
+    clipped: NDArray[Any] = np.clip(image, middle - HOT_SD * sd, middle + HOT_SD * sd)
+    return clipped
 
 
 def padded(image: Image, multiple: int = CELL_PX) -> Image:
@@ -120,7 +121,8 @@ def padded(image: Image, multiple: int = CELL_PX) -> Image:
 def anchors(cells: tuple[int, int]) -> Floats:
     """Centres `(I, J, 2)` of cells, yx pixels: cell i holds the pixels 16 i to 16 i + 15."""
     i, j = np.indices(cells)
-    return np.stack([i, j], -1) * float(CELL_PX) + (CELL_PX - 1) / 2
+    centres: Floats = np.stack([i, j], -1).astype(np.float64) * CELL_PX + (CELL_PX - 1) / 2
+    return centres
 
 
 def decoded(output: NDArray[np.float32]) -> tuple[Floats, Floats]:
@@ -135,7 +137,8 @@ def iou_of_squares(a: Floats, b: Floats, side_px: float) -> Floats:
     """Intersection over union `(n, m)` of squares of one size about the points of `a` and `b`."""
     apart = np.abs(np.asarray(a, float)[:, None] - np.asarray(b, float)[None])
     shared = np.clip(side_px - apart, 0, None).prod(-1)
-    return shared / (2 * side_px**2 - shared)
+    overlap: Floats = shared / (2 * side_px**2 - shared)
+    return overlap
 
 
 @dataclass(frozen=True, kw_only=True)

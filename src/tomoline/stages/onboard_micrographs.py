@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tomoline.errors import InputError
-from tomoline.io.micrographs import MRC_SUFFIXES, is_micrograph_name, read_facts
 from tomoline.io.micrograph_sheet import (
     MICROGRAPHS,
     MicrographRow,
@@ -23,6 +22,7 @@ from tomoline.io.micrograph_sheet import (
     read_micrograph_sheet,
     write_micrograph_sheet,
 )
+from tomoline.io.micrographs import MRC_SUFFIXES, is_micrograph_name, read_facts
 from tomoline.io.sheet import DATASETS_FOLDER, change_keys, check_name, kind_of, write_dataset
 from tomoline.ops.micrographs import EXTENT_PX
 from tomoline.settings import MicrographDatasetSettings

@@ -556,10 +556,18 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
 def model_command(arguments: argparse.Namespace) -> int:
     """Show a model's card, checked against its weights."""
     # torch takes seconds to import, and the other commands must work without it
-    from tomoline.stages.model import examine_model, format_model  # noqa: PLC0415
+    from tomoline.networks.pickers import is_picker  # noqa: PLC0415
+    from tomoline.stages.model import (  # noqa: PLC0415
+        examine_model,
+        format_model,
+        format_picker,
+    )
 
     given = Path(arguments.name)
     folder = given if given.exists() else _models_folder(arguments.project) / given
+    if is_picker(folder):
+        print(format_picker(folder), end="")
+        return 0
     facts = examine_model(folder)
     print(format_model(facts), end="")
     return 1 if facts.disagreements else 0

@@ -108,10 +108,10 @@ rule mask_micrograph:
         f"{MICROGRAPH}/logs/mask_micrograph.log",
     benchmark:
         f"{MICROGRAPH}/benchmarks/mask_micrograph.jsonl"
-    group:
-        "pick"
     wildcard_constraints:
         dataset=MICROGRAPH_NAMES,
+    group:
+        "pick"
     conda:
         "../../envs/gpu.yaml"
     envmodules:
@@ -141,10 +141,10 @@ rule pick:
         f"{MICROGRAPH}/logs/pick.log",
     benchmark:
         f"{MICROGRAPH}/benchmarks/pick.jsonl"
-    group:
-        "pick"
     wildcard_constraints:
         dataset=MICROGRAPH_NAMES,
+    group:
+        "pick"
     conda:
         "../../envs/gpu.yaml"
     envmodules:
@@ -155,7 +155,9 @@ rule pick:
         runtime=lambda wildcards, attempt: 5 * attempt,
         bundle=BUNDLE_MOST,
     params:
-        settings=settings_of("micrographs", without={"dialects", "pictures", "mask_model"}),
+        settings=settings_of(
+            "micrographs", without={"dialects", "pictures", "mask_model"}
+        ),
         dataset=known(lambda wildcards: micrograph_run().dataset(wildcards.dataset)),
         path=known(lambda wildcards: micrograph_row(wildcards).path),
         mask=mask_of,
@@ -170,9 +172,9 @@ rule combine_picks:
         **PICK_FILES,
     log:
         f"{DATASET}/logs/combine_picks.log",
-    localrule: True
     wildcard_constraints:
         dataset=MICROGRAPH_NAMES,
+    localrule: True
     conda:
         "../../envs/runtime.yaml"
     envmodules:
@@ -203,9 +205,9 @@ rule report_micrographs:
         evaluation=f"{DATASET}/report/evaluation.json",
     log:
         f"{DATASET}/logs/report_micrographs.log",
-    localrule: True
     wildcard_constraints:
         dataset=MICROGRAPH_NAMES,
+    localrule: True
     conda:
         "../../envs/runtime.yaml"
     envmodules:

@@ -147,7 +147,15 @@ def read_dataset(path: str | Path) -> DatasetSettings:
         a `name` that is not the file's own.
     """
     path = Path(path)
-    dataset = validated(DatasetSettings, read_yaml(path), source=path)
+    raw = read_yaml(path)
+    if raw.get("kind") == "micrographs":
+        raise InputError(
+            path,
+            expected="a dataset of tomograms",
+            found="one of micrographs",
+            remedy="micrographs are picked by `snakemake` alone (docs/micrographs.md)",
+        )
+    dataset = validated(DatasetSettings, raw, source=path)
     if dataset.name != path.stem:
         raise InputError(
             path,

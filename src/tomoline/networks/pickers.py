@@ -114,6 +114,12 @@ def load_picker_card(path: str | Path) -> PickerCard:
         ) from error  # fmt: skip
 
 
+def is_picker(path: str | Path) -> bool:
+    """Whether a folder holds a picker's card, whole or not."""
+    card = model_folder(path) / CARD
+    return card.is_file() and "\nrole: picker\n" in card.read_text(encoding="utf-8")
+
+
 def verify_picker(path: str | Path) -> PickerCard:
     """Check that the weights are there and are those the card was written for."""
     card = load_picker_card(path)

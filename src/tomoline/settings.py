@@ -749,10 +749,9 @@ class TrainImagesSettings(Section):
         "behind.",
     )
     classes: dict[SafeName, list[int]] = Field(
-        {"foreground": [255]},
-        min_length=1,
+        {},
         description="Classes by name: the grey values they have in the labels. All others are "
-        "background.",
+        "background; empty: `foreground`, 255.",
     )
     test_images: int = Field(
         6, ge=0, description="Images, drawn by the seed, that only the comparison sees."
@@ -795,6 +794,11 @@ class TrainImagesSettings(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="As in `train`.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
     seed: int = Field(1, ge=0, description="The same seed gives the same split and training.")
+
+    @property
+    def grey_values(self) -> dict[str, list[int]]:
+        """Return the grey values of each class in the labels."""
+        return dict(self.classes) or {"foreground": [255]}
 
 
 class SegmentImagesSettings(Section):

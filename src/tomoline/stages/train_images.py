@@ -60,7 +60,7 @@ def run(
     log.info("%d images to train on, %d for validation, %d of the test are not read, on %s, %s",
              len(training), len(validation), len(division.test), device, precision)  # fmt: skip
     built = for_images(build(network, parameters_of(settings, network))).to(device)
-    recipe = ImageRecipe(training, validation, len(settings.classes) + 1, ImageOptions(
+    recipe = ImageRecipe(training, validation, len(settings.grey_values) + 1, ImageOptions(
         **_shared(settings, ImageOptions), device=str(device),
         precision=str(precision).removeprefix("torch."),  # type: ignore[arg-type]
     ))  # fmt: skip
@@ -81,7 +81,7 @@ def run(
 
 def parameters_of(settings: TrainImagesSettings, network: str) -> dict[str, Any]:
     """What the network takes, as its card keeps it."""
-    parameters: dict[str, Any] = {"classes": len(settings.classes) + 1}
+    parameters: dict[str, Any] = {"classes": len(settings.grey_values) + 1}
     if settings.filters:
         parameters["filters"] = list(settings.filters)
     if settings.pyramid and network == "pyconv_unet":

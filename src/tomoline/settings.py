@@ -710,6 +710,11 @@ class TrainSettings(Section):
     )
     clip_norm: float = Field(1.0, gt=0, description="Largest norm of a gradient.")
     box_vox: int = Field(32, ge=8, le=256, description="Subtomogram edge of the classifier.")
+    calibrate: bool = Field(
+        True,
+        description="msdnet: find threshold, bandwidth, halo and what scores are worth on the "
+        "validation tomograms at the end; false where a benchmark tunes the models anyway.",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the device has instructions for it."
     )
@@ -949,6 +954,9 @@ class BenchmarkMethod(Section):
         "mean_shift",
         description="tomoline: centres by mean-shift, or of connected components as they are.",
     )
+    flips: Flips | None = Field(
+        None, description="tomoline: flips of the input averaged over; empty: as in every run."
+    )
     angle_deg: float = Field(20.0, gt=3, le=90, description="pytme: angular step.")
     bin: int = Field(
         1, ge=1, le=8, description="pytme: tomogram and templates are Fourier-cropped by this."
@@ -977,6 +985,9 @@ class BenchmarkSettings(Section):
     )
     experiments: str = Field(
         "", description="Folder of experiments for `snakemake experiments`; see docs/benchmarks.md."
+    )
+    flips: Flips | None = Field(
+        None, description="experiments: `flips` of their methods of kind tomoline."
     )
 
 

@@ -199,7 +199,7 @@ def _write_models(
     rows = [json.loads(r) for r in (trainer.folder / "curves.jsonl").read_text().splitlines()]
     best = next(r for r in rows if r["epoch"] == trainer.best_epoch)
     state = trainer.best_weights()
-    held_out = source.validation(settings.validation_volumes)
+    held_out = source.validation(settings.validation_volumes) if settings.calibrate else []
     found: list[Found] = []
     parts: list[Part] = ["localizer", "classifier"]
     for part in parts if settings.task == "joint" else [settings.task]:
@@ -207,7 +207,9 @@ def _write_models(
         card = make_card(part, settings, classes, best)  # type: ignore[arg-type]
         seen = card.training | {"voxels_seen": trainer.voxels_seen}
         card = card.model_copy(update={"training": seen})
-        if part == "localizer":
+        if not settings.calibrate:
+            log.info("%s keeps usual settings, as train.calibrate is false", card.name)
+        elif part == "localizer":
             card = _with_threshold(card, own, held_out)
             runner = runner_of(card, own, settings.device, flips=SegmentSettings().test_time_flips)
             found = [find_in(runner, known) for known in _known(held_out, classes)]

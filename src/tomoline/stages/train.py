@@ -25,7 +25,7 @@ from tomoline.networks.cards import NAME_WHOLE
 from tomoline.networks.registry import build
 from tomoline.networks.weights import WEIGHTS, ModelCard, save_model
 from tomoline.report.curves import draw_curves
-from tomoline.settings import ClassifySettings, SegmentSettings, TrainSettings
+from tomoline.settings import ClassifySettings, Section, SegmentSettings, TrainSettings
 from tomoline.simulation.densities import SHREC_CLASSES, Density, load_density
 from tomoline.stages.calibrate import calibrate
 from tomoline.stages.confidence import (
@@ -80,7 +80,9 @@ def run(
         "device": str(device), "rank": rank, "processes": processes, "precision": _name(precision)
     }  # fmt: skip
     recipe = _recipe(settings, source, densities, where)
-    trainer = Trainer(network, recipe, TrainOptions(**_shared(settings, TrainOptions)), Path(work))
+    trainer = Trainer(
+        network, recipe, TrainOptions(**shared_options(settings, TrainOptions)), Path(work)
+    )
     trainer.run()
     if not distributed.is_first():
         return
@@ -103,7 +105,7 @@ def _name(dtype: torch.dtype) -> Any:
     return str(dtype).removeprefix("torch.")
 
 
-def _shared(settings: TrainSettings, kind: type[Any]) -> dict[str, Any]:
+def shared_options(settings: Section, kind: type[Any]) -> dict[str, Any]:
     """The settings that an options class has under the same name, but for what the device sets."""
     chosen = {"device", "precision"}
     return {
@@ -136,10 +138,10 @@ def _recipe(
     settings: TrainSettings, source: Source, densities: list[Density], where: dict[str, Any]
 ) -> Recipe:
     if settings.network in NAME_WHOLE:
-        own = _shared(settings, SubtomogramOptions) | settings.candidates.model_dump()
+        own = shared_options(settings, SubtomogramOptions) | settings.candidates.model_dump()
         whole = SubtomogramOptions(**own, **where)
         return SubtomogramRecipe(source, len(densities) + 1, whole)
-    options = MSDNetRecipeOptions(**_shared(settings, MSDNetRecipeOptions), **where)
+    options = MSDNetRecipeOptions(**shared_options(settings, MSDNetRecipeOptions), **where)
     return MSDNetRecipe(source, [d.effective_radius_vox for d in densities], options)
 
 

@@ -26,6 +26,7 @@ from tomoline.report.curves import draw_curves
 from tomoline.settings import TrainImagesSettings
 from tomoline.stages.image_sets import class_names, divide, load_pair, model_size_of
 from tomoline.stages.segment_images import image_probabilities, runner_from
+from tomoline.stages.train import shared_options
 from tomoline.training.images import ImageOptions, ImageRecipe, LabelledImage
 from tomoline.training.loop import Trainer
 from tomoline.training.options import TrainOptions
@@ -61,10 +62,12 @@ def run(
              len(training), len(validation), len(division.test), device, precision)  # fmt: skip
     built = for_images(build(network, parameters_of(settings, network))).to(device)
     recipe = ImageRecipe(training, validation, len(settings.grey_values) + 1, ImageOptions(
-        **_shared(settings, ImageOptions), device=str(device),
+        **shared_options(settings, ImageOptions), device=str(device),
         precision=str(precision).removeprefix("torch."),  # type: ignore[arg-type]
     ))  # fmt: skip
-    trainer = Trainer(built, recipe, TrainOptions(**_shared(settings, TrainOptions)), Path(work))
+    trainer = Trainer(
+        built, recipe, TrainOptions(**shared_options(settings, TrainOptions)), Path(work)
+    )
     trainer.run()
     rows = (Path(work) / "curves.jsonl").read_text()
     write_text(Path(outputs["curves"]), rows)
@@ -87,14 +90,6 @@ def parameters_of(settings: TrainImagesSettings, network: str) -> dict[str, Any]
     if settings.pyramid and network == "pyconv_unet":
         parameters["pyramid"] = list(settings.pyramid)
     return parameters
-
-
-def _shared(settings: TrainImagesSettings, kind: type[Any]) -> dict[str, Any]:
-    """The settings that an options class has under the same name, but for what the device sets."""
-    return {
-        key: value for key, value in settings.model_dump().items()
-        if key in kind.__dataclass_fields__ and key not in {"device", "precision"}
-    }  # fmt: skip
 
 
 def make_card(

@@ -30,7 +30,7 @@ def main() -> None:
         if table is None:
             return found[0]
         pictures = ""
-        for picture in ("table", "classes"):
+        for picture in ("table", "classes", "all"):
             source = RESULTS / name / f"{picture}.png"
             if source.is_file():
                 target = PAGE.parent / "pictures" / f"benchmark-{name}-{picture}.png"

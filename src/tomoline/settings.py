@@ -710,6 +710,11 @@ class TrainSettings(Section):
     )
     clip_norm: float = Field(1.0, gt=0, description="Largest norm of a gradient.")
     box_vox: int = Field(32, ge=8, le=256, description="Subtomogram edge of the classifier.")
+    calibrate: bool = Field(
+        True,
+        description="msdnet: find threshold, bandwidth, halo and what scores are worth on the "
+        "validation tomograms at the end; false where a benchmark tunes the models anyway.",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the device has instructions for it."
     )
@@ -749,10 +754,9 @@ class TrainImagesSettings(Section):
         "behind.",
     )
     classes: dict[SafeName, list[int]] = Field(
-        {"foreground": [255]},
-        min_length=1,
+        {},
         description="Classes by name: the grey values they have in the labels. All others are "
-        "background.",
+        "background; empty: `foreground`, 255.",
     )
     test_images: int = Field(
         6, ge=0, description="Images, drawn by the seed, that only the comparison sees."
@@ -795,6 +799,11 @@ class TrainImagesSettings(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="As in `train`.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
     seed: int = Field(1, ge=0, description="The same seed gives the same split and training.")
+
+    @property
+    def grey_values(self) -> dict[str, list[int]]:
+        """Return the grey values of each class in the labels."""
+        return dict(self.classes) or {"foreground": [255]}
 
 
 class SegmentImagesSettings(Section):
@@ -945,6 +954,9 @@ class BenchmarkMethod(Section):
         "mean_shift",
         description="tomoline: centres by mean-shift, or of connected components as they are.",
     )
+    flips: Flips | None = Field(
+        None, description="tomoline: flips of the input averaged over; empty: as in every run."
+    )
     angle_deg: float = Field(20.0, gt=3, le=90, description="pytme: angular step.")
     bin: int = Field(
         1, ge=1, le=8, description="pytme: tomogram and templates are Fourier-cropped by this."
@@ -973,6 +985,9 @@ class BenchmarkSettings(Section):
     )
     experiments: str = Field(
         "", description="Folder of experiments for `snakemake experiments`; see docs/benchmarks.md."
+    )
+    flips: Flips | None = Field(
+        None, description="experiments: `flips` of their methods of kind tomoline."
     )
 
 

@@ -23,9 +23,10 @@ from tomoline.settings import (
     SegmentImagesSettings,
     SegmentSettings,
     TrainImagesSettings,
+    TrainSettings,
     validated,
 )
-from tomoline.stages import compare_images, segment_images, train_images
+from tomoline.stages import compare_images, segment_images, train, train_images
 from tomoline.stages.image_sets import divide, expand, images_by_name, load_pair, pairs_of
 from tomoline.stages.segment_images import image_probabilities
 from tomoline.training.images import (
@@ -372,3 +373,22 @@ def test_only_a_localizer_can_be_trained_of_slices():
         validated(Config, {"train": {"network": "pyconv_unet"}}, source="config")
     shape = {"network": "pyconv_unet", "task": "localizer"}
     assert validated(Config, {"train": shape}, source="config").train.pyconv.slices == 5
+
+
+def test_a_localizer_of_slices_is_trained_as_the_others_and_found_ready(tmp_path):
+    settings = TrainSettings(
+        name="s", network="pyconv_unet", task="localizer", classes=["1bxn", "3qm1"],
+        pyconv={"filters": [4, 8], "pyramid": [2, 1], "slices": 3}, shape_zyx=(24, 40, 40),
+        crop_vox=16, batch_size=1, steps_per_epoch=4, volumes_per_epoch=1, validation_volumes=1,
+        max_epochs=4, learning_rate=1e-2, precision="float32", average_decay=0.5,
+    )  # fmt: skip
+    outputs = train.output_paths(settings, tmp_path)
+    densities = Path(__file__).parents[2] / "resources" / "densities"
+    train.run({"densities": densities}, outputs, settings=settings, work=str(tmp_path / "work"))
+    rows = [json.loads(r) for r in outputs["curves"].read_text().splitlines()]
+    assert rows[-1]["val_loss"] < rows[0]["val_loss"]
+    card, network = load_network(tmp_path / "s-localizer")
+    assert card.role == "localizer"
+    assert card.of_images
+    assert network.in_channels == 3
+    assert card.receptive_field_vox == network.receptive_field_vox

@@ -229,11 +229,18 @@ def test_what_cannot_be_run_is_refused(tmp_path, given, message):
         make_plan(config, root=tmp_path)
 
 
-def test_experiments_become_benchmarks_and_share_the_common_training(tmp_path):
+def test_experiments_share_trainings_and_runs_and_have_tables_of_their_own(tmp_path):
     files = {
         "loss": {"focal": {}, "plain": {"train": {"gamma": 0.0}}},
         "depth": {"deep": {}, "flat": {"train": {"shape": {"depth": 3}}}},
         "shift": {"with": {}, "without": {"method": {"centres": "components"}}},
+        "kind": {
+            "line": {},
+            "unet": {
+                "train": {"network": "unet", "task": "classifier"},
+                "method": {"kind": "unet"},
+            },
+        },
     }
     (tmp_path / "experiments").mkdir()
     for name, variants in files.items():
@@ -241,18 +248,34 @@ def test_experiments_become_benchmarks_and_share_the_common_training(tmp_path):
         (tmp_path / "experiments" / f"{name}.yaml").write_text(text)
     raw = {
         "train": {"shape": {"depth": 9, "width": 2}, "gamma": 1.5},
-        "benchmark": benchmark(methods={}, name="e", experiments="experiments"),
+        "benchmark": benchmark(methods={}, name="e", experiments="experiments", flips=2),
     }
     plan = make_plan(validated(Config, raw, source="test"), root=tmp_path)
-    assert set(plan.benchmarks) == {"e-loss", "e-depth", "e-shift"} == set(plan.experiments)
-    assert set(plan.trainings) == {"e-common", "e-loss-plain", "e-depth-flat"}
+    assert set(plan.experiments) == {"e-loss", "e-depth", "e-shift", "e-kind"}
+    assert set(plan.trainings) == {"e-common", "e-loss-plain", "e-depth-flat", "e-kind-unet"}
     assert plan.trainings["e-depth-flat"].shape.model_dump()["width"] == 2
     assert plan.trainings["e-depth-flat"].shape.depth == 3
     assert plan.trainings["e-loss-plain"].gamma == 0
     assert plan.trainings["e-loss-plain"].shape.depth == 9
-    shift = plan.benchmarks["e-shift"].methods
-    assert shift["with"].localizer == shift["without"].localizer == "e-common-localizer"
-    assert shift["without"].centres == "components"
+    # One benchmark runs every method once; "common" stands in all four tables.
+    assert set(plan.benchmarks) == {"e-variants"} == {plan.variants}
+    methods = plan.benchmarks["e-variants"].methods
+    assert set(methods) == {"common", "loss-plain", "depth-flat", "shift-without", "kind-unet"}
+    assert methods["common"].localizer == methods["shift-without"].localizer == "e-common-localizer"
+    assert methods["shift-without"].centres == "components"
+    assert methods["shift-without"].flips == 2
+    assert methods["kind-unet"].classifier == "e-kind-unet-classifier"
+    assert methods["kind-unet"].flips is None
+    settings, labels = plan.table("e-shift")
+    assert settings.name == "e-variants"
+    assert {labels[key]: m.centres for key, m in settings.methods.items()} == {
+        "with": "mean_shift", "without": "components",
+    }  # fmt: skip
+    twins = {"question": "q", "variants": {"one": {}, "other": {}}}
+    (tmp_path / "experiments" / "twins.yaml").write_text(yaml.safe_dump(twins))
+    with pytest.raises(InputError, match="a variant unlike the others"):
+        make_plan(validated(Config, raw, source="test"), root=tmp_path)
+    (tmp_path / "experiments" / "twins.yaml").unlink()
     wrong = {"question": "q", "variants": {"v": {"train": {"gama": 1}}}}
     (tmp_path / "experiments" / "bad.yaml").write_text(yaml.safe_dump(wrong))
     with pytest.raises(InputError, match="did you mean `gamma`"):

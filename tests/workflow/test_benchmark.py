@@ -128,6 +128,7 @@ def test_experiments_train_what_they_share_once_and_make_one_table(
     page = (folder / "all.md").read_text()
     assert "In the paper (not the same data): a bit" in page
     assert "| test | without |" in page
+    assert (folder / "all.png").stat().st_size > 0
     assert project.planned("experiments") == {}
 
 
@@ -145,7 +146,10 @@ def test_shipped_experiments_are_planned_with_a_training_each(project: Project) 
     raw["benchmark"]["experiments"] = "shipped"
     project.configure(train=raw["train"], benchmark=raw["benchmark"])
     planned = project.planned("experiments")
-    # The common one, cross-entropy, three depths, two tomograms, per layer.
+    # The common one, cross-entropy, three depths, two tomograms, per layer; a U-Net.
     assert planned["benchmark_train"] == 7
-    assert planned["benchmark_table"] == 5
+    assert planned["benchmark_train_classifier"] == 1
+    # Those, and centres of components: each is run once, whatever it is compared with.
+    assert planned["benchmark_score"] == 9
+    assert planned["benchmark_table"] == 6
     assert planned["experiments_table"] == 1

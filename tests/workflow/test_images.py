@@ -23,7 +23,7 @@ MICROGRAPHS = {
 }  # fmt: skip
 FILES = "results/simulated/tiny/*/micrograph_????"
 TRAINING = {
-    "name": "film", "networks": ["pyconv_unet", "unet2d"], "images": [f"{FILES}.mrc"],
+    "name": "film", "networks": ["pyconv_unet"], "images": [f"{FILES}.mrc"],
     "labels": [f"{FILES}_mask.png"], "classes": {"carbon": [1], "other": [2, 3, 4]},
     "test_images": 1, "validation_images": 1, "crop_px": 32, "steps_per_epoch": 2,
     "max_epochs": 2, "precision": "float32", **TINY,
@@ -52,7 +52,7 @@ def test_from_simulated_micrographs_to_a_segmenter_its_table_and_masks(project: 
     run(project, "train_images")
     models = project.folder / "results" / "models"
     table = pd.read_csv(models / "film" / "comparison.tsv", sep="\t")
-    assert list(table[table["image"] == "all"]["network"]) == ["pyconv_unet", "unet2d"]
+    assert list(table[table["image"] == "all"]["network"]) == ["pyconv_unet"]
     assert (models / "film" / "comparison.md").read_text().count("| pyconv_unet |") == 1
     run(project, "segment_images")
     for number in (1, 2):
@@ -62,7 +62,6 @@ def test_from_simulated_micrographs_to_a_segmenter_its_table_and_masks(project: 
         assert mask.shape == probability.shape == (64, 96)
         said = json.loads((folder / "mask.json").read_text())
         assert said["classes"] == {"0": "background", "1": "carbon", "2": "other"}
-    assert project.planned("segment_images") == {}
 
 
 def save_slice_threshold(folder: Path) -> None:
@@ -89,12 +88,11 @@ def save_slice_threshold(folder: Path) -> None:
 def test_a_localizer_of_slices_finds_the_particles_in_the_same_rules(project: Project) -> None:
     save_slice_threshold(project.folder / "models" / "slices")
     models = {"folder": "models", "localizer": "slices"}
-    for axes in ("z", "all"):
-        project.configure(models=models, segment={"slice_axes": axes}, tiling={"size_vox": 0})
-        run(project, "results/tiny/one/candidates.csv")
-        found = pd.read_csv(project.file("one", "candidates.csv"))
-        found = found[found["status"] == "accepted"]
-        places = found[[f"{a}_prepared_vox" for a in "zyx"]].to_numpy()
-        assert len(places) == len(CENTRES["one"])
-        for centre in CENTRES["one"]:
-            assert np.linalg.norm(places - centre, axis=1).min() < 1.0
+    project.configure(models=models, segment={"slice_axes": "all"})
+    run(project, "results/tiny/one/candidates.csv")
+    found = pd.read_csv(project.file("one", "candidates.csv"))
+    found = found[found["status"] == "accepted"]
+    places = found[[f"{a}_prepared_vox" for a in "zyx"]].to_numpy()
+    assert len(places) == len(CENTRES["one"])
+    for centre in CENTRES["one"]:
+        assert np.linalg.norm(places - centre, axis=1).min() < 1.0

@@ -15,7 +15,7 @@ rule benchmark:
     input:
         [
             path
-            for name in PLAN.benchmarks
+            for name in TABLES
             if name not in PLAN.experiments
             for path in [*outputs_of(name).values(), *scores_of(name)]
         ],
@@ -165,6 +165,8 @@ rule benchmark_table:
         bench_log("table"),
     benchmark:
         bench_time("table")
+    wildcard_constraints:
+        benchmark=one_of(TABLES),
     localrule: True
     conda:
         "../../envs/runtime.yaml"
@@ -174,7 +176,10 @@ rule benchmark_table:
         mem_mb=1000,
         runtime=10,
     params:
-        settings=lambda wildcards: of_benchmark(wildcards).model_dump(mode="json"),
+        settings=lambda wildcards: PLAN.table(wildcards.benchmark)[0].model_dump(
+            mode="json"
+        ),
+        labels=lambda wildcards: PLAN.table(wildcards.benchmark)[1],
     script:
         "../scripts/benchmark_table.py"
 

@@ -4,10 +4,15 @@
 BENCHMARKS = "results/benchmarks"
 SCENE = f"{BENCHMARKS}/{{benchmark}}/{{tomogram}}"
 PLAN = refused(make_plan, CONFIG)
+# The methods of all experiments together are no table: each experiment has its own.
+TABLES = [name for name in PLAN.benchmarks if name != PLAN.variants] + [
+    *PLAN.experiments
+]
 MODELS_MADE = "results/models/{training}"
 EXPERIMENTS_TABLE = {
     "table": f"{BENCHMARKS}/{CONFIG.benchmark.name}/all.csv",
     "page": f"{BENCHMARKS}/{CONFIG.benchmark.name}/all.md",
+    "picture": f"{BENCHMARKS}/{CONFIG.benchmark.name}/all.png",
 }
 
 
@@ -61,19 +66,20 @@ def bench_tuned(wildcards):
 
 
 def scores_of(name):
-    """Scores of all methods of a benchmark on all its test tomograms."""
+    """Scores of the methods of a table on all its test tomograms."""
+    settings, _ = PLAN.table(name)
     return [
-        f"{BENCHMARKS}/{name}/{tomogram}/{method}/scores.json"
-        for tomogram in tests_of(PLAN.benchmarks[name])
-        for method in PLAN.benchmarks[name].methods
+        f"{BENCHMARKS}/{settings.name}/{tomogram}/{method}/scores.json"
+        for tomogram in tests_of(settings)
+        for method in settings.methods
     ]
 
 
 def experiments_of():
     """Settings of all experiments, by the name of their benchmark."""
     return {
-        name: settings.model_dump(mode="json")
-        for name, settings in PLAN.experiments.items()
+        name: experiment.settings.model_dump(mode="json")
+        for name, experiment in PLAN.experiments.items()
     }
 
 
@@ -81,9 +87,14 @@ def tables_so_far():
     """Write the tables of benchmarks of which something failed, with the reasons."""
     from tomoline.stages import benchmark_table, experiments_table
 
-    for name, settings in PLAN.benchmarks.items():
+    for name in TABLES:
+        settings, labels = PLAN.table(name)
         benchmark_table.write_tables(
-            settings, outputs_of(name), densities=Path(DENSITIES)
+            settings,
+            outputs_of(name),
+            densities=Path(DENSITIES),
+            title=name,
+            labels=labels,
         )
     if PLAN.experiments:
         experiments_table.run({}, EXPERIMENTS_TABLE, experiments=experiments_of())

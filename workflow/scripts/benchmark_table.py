@@ -7,5 +7,6 @@ execute(
     inputs=dict(snakemake.input.items()),
     outputs=dict(snakemake.output.items()),
     settings=snakemake.params.settings,
+    params={"title": snakemake.wildcards.benchmark, "labels": snakemake.params.labels},
     log=snakemake.log[0],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -40,6 +41,33 @@ def draw_benchmark(table: pd.DataFrame, path: Path) -> None:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center",
                       ncols=min(4, len(methods)), frameon=False, fontsize=8)  # fmt: skip
     figure.savefig(path, dpi=110, format="png", metadata={"Software": None})
+
+
+def draw_experiments(table: pd.DataFrame, path: Path) -> None:
+    """Bars of F1, class accuracy and F-beta of each variant: a panel a question, tests' means."""
+    questions = list(dict.fromkeys(table["experiment"]))
+    columns = min(3, max(1, len(questions)))
+    lines = -(-max(1, len(questions)) // columns)
+    figure = Figure(figsize=(4.0 * columns, 2.9 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    for panel in panels[len(questions) :]:
+        panel.set_visible(False)
+    for panel, question in zip(panels, questions, strict=False):
+        rows = table[table["experiment"] == question]
+        variants = list(dict.fromkeys(rows["method"]))
+        for k, bar in enumerate(BARS):
+            values = pd.to_numeric(rows[bar], errors="coerce")  # empty where a method failed
+            means = [_number(values[rows["method"] == v].mean()) for v in variants]
+            panel.bar(np.arange(len(variants)) + (k - 1) * 0.27, means, 0.27, label=bar,
+                      color=COLOURS[k])  # fmt: skip
+        panel.set_xticks(range(len(variants)), variants, fontsize=8)
+        panel.set(ylim=(0, 1))
+        panel.set_title("\n".join(wrap(str(question), 44)), fontsize=9)
+        panel.grid(axis="y", alpha=0.3)
+    if questions:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3,
+                      frameon=False, fontsize=8)  # fmt: skip
+    figure.savefig(path, dpi=100, format="png", metadata={"Software": None})
 
 
 def draw_classes(classes: pd.DataFrame, confusions: Mapping[str, pd.DataFrame], path: Path) -> None:

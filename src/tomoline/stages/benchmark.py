@@ -43,7 +43,7 @@ def method_of(settings: BenchmarkMethod, *, densities: Path) -> Method:
 
     return OwnLine(
         localizer=folder / settings.localizer, classifier=folder / settings.classifier,
-        components=settings.centres == "components",
+        components=settings.centres == "components", flips=settings.flips,
     )  # fmt: skip
 
 

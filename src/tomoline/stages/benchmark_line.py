@@ -44,11 +44,15 @@ PROBABILITIES = tuple(round(0.02 * k, 3) for k in range(5, 46))  # 0.1 to 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class OwnLine:
-    """Localizer and classifier (folders of models); `components`: centres without mean-shift."""
+    """Localizer and classifier (folders of models); `components`: centres without mean-shift.
+
+    `flips` of the input are averaged over; None: as many as in every run.
+    """
 
     localizer: Path
     classifier: Path
     components: bool = False
+    flips: int | None = None
 
     def respond(self, scene: Scene, response: Path) -> None:
         """Write `particle (Z, Y, X)` uint8, the localizer's probability in 1/255."""
@@ -61,7 +65,7 @@ class OwnLine:
             "card": str(self.localizer / CARD), "shards": [shard],
         }  # fmt: skip
         tile.run(given, {"plan": plan}, settings=TilingSettings())
-        segment.run(given, {"probability": shard}, settings=SegmentSettings())
+        segment.run(given, {"probability": shard}, settings=SegmentSettings(**self._flips()))
         merge.run(given, {"probability": probability, "mask": mask}, settings=MergeSettings())
         with atomic_stream(response) as stream, h5py.File(stream, "w") as file:
             values = np.rint(np.asarray(open_volume(probability)) * 255).astype(np.uint8)
@@ -133,7 +137,7 @@ class OwnLine:
         reasons = cluster.reasons_of(found, volume.shape, own)
         write_candidates(given["candidates"], cluster.table_of(found, reasons, volume))
         extract.run(given, given, settings=ExtractSettings())
-        classify.run(given, given, settings=ClassifySettings())
+        classify.run(given, given, settings=ClassifySettings(**self._flips()))
         least = tuned.get("min_probability")
         vote.run(given, given, settings=VoteSettings(min_probability=least), tomogram="benchmark",
                  dataset={"name": "benchmark", "sheet": "none"})  # fmt: skip
@@ -144,6 +148,9 @@ class OwnLine:
         )
         return Found(zyx_vox=zyx, score=table["score"].to_numpy(float),
                      classes=[str(name) for name in table["class"]])  # fmt: skip
+
+    def _flips(self) -> dict[str, Any]:
+        return {} if self.flips is None else {"test_time_flips": self.flips}
 
     def _clusters(self, response: Path, settings: Tuned) -> Clusters:
         return _clusters(

@@ -55,28 +55,42 @@ tuning. Settings were tuned on the validation tomograms of the tomogram's group.
 
 
 def run(
-    inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, settings: BenchmarkSettings
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    *,
+    settings: BenchmarkSettings,
+    title: str,
+    labels: Mapping[str, str],
 ) -> None:
     """Write the table (CSV, Markdown) and pictures of a benchmark whose jobs are done.
 
-    Input `densities`. Outputs `table`, `page`, `picture`, `classes` and `classes_picture`.
+    Input `densities`. Outputs `table`, `page`, `picture`, `classes` and `classes_picture`. `labels`
+    is what the table calls methods, where not by their names.
     """
-    write_tables(settings, outputs, densities=Path(inputs["densities"]))
+    densities = Path(inputs["densities"])
+    write_tables(settings, outputs, densities=densities, title=title, labels=labels)
 
 
 def write_tables(
-    settings: BenchmarkSettings, outputs: Mapping[str, Any], *, densities: Path
+    settings: BenchmarkSettings,
+    outputs: Mapping[str, Any],
+    *,
+    densities: Path,
+    title: str,
+    labels: Mapping[str, str],
 ) -> pd.DataFrame:
     """Write what there is; a method that failed has the reason in its row."""
     table = table_of(settings)
-    write_text(outputs["table"], table.to_csv(index=False, lineterminator="\n"))
-    write_text(outputs["page"], page_of(settings.name, table))
     classes = class_table(settings, densities)
+    for rows in (table, classes):
+        rows["method"] = [labels.get(method, method) for method in rows["method"]]
+    write_text(outputs["table"], table.to_csv(index=False, lineterminator="\n"))
+    write_text(outputs["page"], page_of(title, table))
     write_text(outputs["classes"], classes.to_csv(index=False, lineterminator="\n"))
     with atomic_path(outputs["picture"]) as partial:
         draw_benchmark(table, partial)
     with atomic_path(outputs["classes_picture"]) as partial:
-        draw_classes(classes, _confusions(settings), partial)
+        draw_classes(classes, _confusions(settings, labels), partial)
     return table
 
 
@@ -191,7 +205,7 @@ def class_table(settings: BenchmarkSettings, densities: Path) -> pd.DataFrame:
     return joined
 
 
-def _confusions(settings: BenchmarkSettings) -> dict[str, pd.DataFrame]:
+def _confusions(settings: BenchmarkSettings, labels: Mapping[str, str]) -> dict[str, pd.DataFrame]:
     """Confusion matrices of the methods that name classes, on the first test tomogram."""
     found = {}
     tomogram = tests_of(settings)[0]
@@ -200,5 +214,5 @@ def _confusions(settings: BenchmarkSettings) -> dict[str, pd.DataFrame]:
         if file.is_file() and file.stat().st_size > 3:
             matrix = pd.read_csv(file, index_col="true", dtype={"true": str})
             if matrix.shape[1] > 1:
-                found[f"{method}, {tomogram}"] = matrix
+                found[f"{labels.get(method, method)}, {tomogram}"] = matrix
     return found

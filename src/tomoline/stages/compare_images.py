@@ -90,7 +90,7 @@ def page(table: pd.DataFrame, settings: TrainImagesSettings) -> str:
         f"# Segmenters on {settings.test_images} images of {settings.name}, none trained on",
         "",
         f"MIoU and Dice as printed by Li et al. (2021, eq. 1 to 4), over all pixels of all test "
-        f"images; Dice of {', '.join(settings.classes)} (mean where several). Multiply-adds at "
+        f"images; Dice of {', '.join(settings.grey_values)} (mean where several). Multiply-adds at "
         f"{REFERENCE_PX} x {REFERENCE_PX}.",
         "",
         "| network | MIoU | Dice | million parameters | GMac | seconds an image |",

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from tomoline.io.atomic import write_text
+from tomoline.io.atomic import atomic_path, write_text
+from tomoline.report.benchmark import draw_experiments
 from tomoline.settings import ExperimentSettings
 from tomoline.stages.benchmark_files import FOLDER
 from tomoline.stages.benchmark_table import LEGEND, markdown
@@ -22,7 +23,8 @@ def run(
     *,
     experiments: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Join the tables of `experiments` (settings by benchmark) to `table` (CSV) and `page`."""
+    """Join the tables of `experiments` (settings by benchmark) to `table` (CSV), `page`
+    and `picture`."""
     lines, tables = ["# Experiments", "", LEGEND], []
     for name, raw in experiments.items():
         settings = ExperimentSettings.model_validate(raw)
@@ -40,3 +42,5 @@ def run(
     joined = pd.concat(tables, ignore_index=True)
     write_text(outputs["table"], joined.to_csv(index=False, lineterminator="\n"))
     write_text(outputs["page"], "\n".join(lines))
+    with atomic_path(outputs["picture"]) as partial:
+        draw_experiments(joined, partial)

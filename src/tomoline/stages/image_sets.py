@@ -128,14 +128,14 @@ def load_pair(
 def classes_of(grey: NDArray[np.generic], settings: TrainImagesSettings) -> NDArray[np.uint8]:
     """Classes, 0 the background, of the grey values of a label image."""
     labels = np.zeros(grey.shape, np.uint8)
-    for k, values in enumerate(settings.classes.values(), 1):
+    for k, values in enumerate(settings.grey_values.values(), 1):
         labels[np.isin(grey, values)] = k
     return labels
 
 
 def class_names(settings: TrainImagesSettings) -> list[str]:
     """Names of the classes, the background first."""
-    return [BACKGROUND, *settings.classes]
+    return [BACKGROUND, *settings.grey_values]
 
 
 def model_size_of(settings: TrainImagesSettings, pairs: list[tuple[Path, Path]]) -> float:

@@ -25,7 +25,7 @@ from tomoline.networks.cards import NAME_WHOLE
 from tomoline.networks.registry import build
 from tomoline.networks.weights import WEIGHTS, ModelCard, save_model
 from tomoline.report.curves import draw_curves
-from tomoline.settings import ClassifySettings, SegmentSettings, TrainSettings
+from tomoline.settings import ClassifySettings, Section, SegmentSettings, TrainSettings
 from tomoline.simulation.densities import SHREC_CLASSES, Density, load_density
 from tomoline.stages.calibrate import calibrate
 from tomoline.stages.confidence import (
@@ -80,7 +80,9 @@ def run(
         "device": str(device), "rank": rank, "processes": processes, "precision": _name(precision)
     }  # fmt: skip
     recipe = _recipe(settings, source, densities, where)
-    trainer = Trainer(network, recipe, TrainOptions(**_shared(settings, TrainOptions)), Path(work))
+    trainer = Trainer(
+        network, recipe, TrainOptions(**shared_options(settings, TrainOptions)), Path(work)
+    )
     trainer.run()
     if not distributed.is_first():
         return
@@ -103,7 +105,7 @@ def _name(dtype: torch.dtype) -> Any:
     return str(dtype).removeprefix("torch.")
 
 
-def _shared(settings: TrainSettings, kind: type[Any]) -> dict[str, Any]:
+def shared_options(settings: Section, kind: type[Any]) -> dict[str, Any]:
     """The settings that an options class has under the same name, but for what the device sets."""
     chosen = {"device", "precision"}
     return {
@@ -136,10 +138,10 @@ def _recipe(
     settings: TrainSettings, source: Source, densities: list[Density], where: dict[str, Any]
 ) -> Recipe:
     if settings.network in NAME_WHOLE:
-        own = _shared(settings, SubtomogramOptions) | settings.candidates.model_dump()
+        own = shared_options(settings, SubtomogramOptions) | settings.candidates.model_dump()
         whole = SubtomogramOptions(**own, **where)
         return SubtomogramRecipe(source, len(densities) + 1, whole)
-    options = MSDNetRecipeOptions(**_shared(settings, MSDNetRecipeOptions), **where)
+    options = MSDNetRecipeOptions(**shared_options(settings, MSDNetRecipeOptions), **where)
     return MSDNetRecipe(source, [d.effective_radius_vox for d in densities], options)
 
 
@@ -199,7 +201,7 @@ def _write_models(
     rows = [json.loads(r) for r in (trainer.folder / "curves.jsonl").read_text().splitlines()]
     best = next(r for r in rows if r["epoch"] == trainer.best_epoch)
     state = trainer.best_weights()
-    held_out = source.validation(settings.validation_volumes)
+    held_out = source.validation(settings.validation_volumes) if settings.calibrate else []
     found: list[Found] = []
     parts: list[Part] = ["localizer", "classifier"]
     for part in parts if settings.task == "joint" else [settings.task]:
@@ -207,7 +209,9 @@ def _write_models(
         card = make_card(part, settings, classes, best)  # type: ignore[arg-type]
         seen = card.training | {"voxels_seen": trainer.voxels_seen}
         card = card.model_copy(update={"training": seen})
-        if part == "localizer":
+        if not settings.calibrate:
+            log.info("%s keeps usual settings, as train.calibrate is false", card.name)
+        elif part == "localizer":
             card = _with_threshold(card, own, held_out)
             runner = runner_of(card, own, settings.device, flips=SegmentSettings().test_time_flips)
             found = [find_in(runner, known) for known in _known(held_out, classes)]

@@ -26,6 +26,7 @@ from tomoline.report.curves import draw_curves
 from tomoline.settings import TrainImagesSettings
 from tomoline.stages.image_sets import class_names, divide, load_pair, model_size_of
 from tomoline.stages.segment_images import image_probabilities, runner_from
+from tomoline.stages.train import shared_options
 from tomoline.training.images import ImageOptions, ImageRecipe, LabelledImage
 from tomoline.training.loop import Trainer
 from tomoline.training.options import TrainOptions
@@ -60,11 +61,13 @@ def run(
     log.info("%d images to train on, %d for validation, %d of the test are not read, on %s, %s",
              len(training), len(validation), len(division.test), device, precision)  # fmt: skip
     built = for_images(build(network, parameters_of(settings, network))).to(device)
-    recipe = ImageRecipe(training, validation, len(settings.classes) + 1, ImageOptions(
-        **_shared(settings, ImageOptions), device=str(device),
+    recipe = ImageRecipe(training, validation, len(settings.grey_values) + 1, ImageOptions(
+        **shared_options(settings, ImageOptions), device=str(device),
         precision=str(precision).removeprefix("torch."),  # type: ignore[arg-type]
     ))  # fmt: skip
-    trainer = Trainer(built, recipe, TrainOptions(**_shared(settings, TrainOptions)), Path(work))
+    trainer = Trainer(
+        built, recipe, TrainOptions(**shared_options(settings, TrainOptions)), Path(work)
+    )
     trainer.run()
     rows = (Path(work) / "curves.jsonl").read_text()
     write_text(Path(outputs["curves"]), rows)
@@ -81,20 +84,12 @@ def run(
 
 def parameters_of(settings: TrainImagesSettings, network: str) -> dict[str, Any]:
     """What the network takes, as its card keeps it."""
-    parameters: dict[str, Any] = {"classes": len(settings.classes) + 1}
+    parameters: dict[str, Any] = {"classes": len(settings.grey_values) + 1}
     if settings.filters:
         parameters["filters"] = list(settings.filters)
     if settings.pyramid and network == "pyconv_unet":
         parameters["pyramid"] = list(settings.pyramid)
     return parameters
-
-
-def _shared(settings: TrainImagesSettings, kind: type[Any]) -> dict[str, Any]:
-    """The settings that an options class has under the same name, but for what the device sets."""
-    return {
-        key: value for key, value in settings.model_dump().items()
-        if key in kind.__dataclass_fields__ and key not in {"device", "precision"}
-    }  # fmt: skip
 
 
 def make_card(

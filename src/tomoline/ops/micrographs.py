@@ -29,7 +29,7 @@ CLIP_SD = 5.0
 # What varies over more than this many extents is ice or illumination.
 BACKGROUND_EXTENTS = 2.5
 TOO_CLOSE, AT_EDGE, MASKED, LOW = (
-    "too close to a better pick", "its box crosses the edge", "in the mask", "below the threshold"
+    "too close to another", "at the edge", "in the mask", "below the threshold"
 )  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def micrographs_page(result: MicrographsResult, *, pictures: int) -> str:
 
 
 _LEGEND = (
-    "Rings are as wide as the particle. Blue: picks. Orange, dashed: known particles without a "
+    "Rings are as wide as the particle. Orange: picks. Blue, dashed: known particles without a "
     "pick, where a truth is given. The picture is what the network saw: rescaled, flattened, and "
     "with the first row of the file on top."
 )

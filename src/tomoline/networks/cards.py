@@ -204,17 +204,22 @@ def write_card(path: str | Path, card: ModelCard) -> None:
 def verify_weights(path: str | Path) -> ModelCard:
     """Check that the weight file is there and is the one its card was written for."""
     card = load_card(path)
-    weights = model_folder(path) / WEIGHTS
+    check_digest(model_folder(path), card.weights_sha256)
+    return card
+
+
+def check_digest(folder: Path, sha256: str) -> None:
+    """Refuse a folder whose weights are missing or have another hash than its card says."""
+    weights = folder / WEIGHTS
     if not weights.is_file():
         raise InputError(
             weights, expected="the model's weights", found="no such file",
             remedy="copy the weights beside their card, or train the model",
         )  # fmt: skip
     found = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if found != card.weights_sha256:
+    if found != sha256:
         raise InputError(
-            weights, expected=f"SHA-256 {card.weights_sha256[:16]}... as its card says",
+            weights, expected=f"SHA-256 {sha256[:16]}... as its card says",
             found=f"{found[:16]}...",
             remedy="the file is damaged or belongs to another card: copy both again",
         )  # fmt: skip
-    return card

@@ -6,7 +6,6 @@ networks for tomograms; files, hash and strictness are the same.
 
 from __future__ import annotations
 
-import hashlib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -15,15 +14,16 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tomoline.errors import InputError
-from tomoline.io.atomic import atomic_path, write_text
+from tomoline.io.atomic import write_text
 from tomoline.networks.blocks import count_parameters
-from tomoline.networks.cards import CARD, WEIGHTS, model_folder
+from tomoline.networks.cards import CARD, WEIGHTS, check_digest, model_folder
 from tomoline.networks.hydrapicker import GENERAL, HydraPicker
 from tomoline.networks.registry import build
+from tomoline.networks.weights import write_weights
 from tomoline.ops.micrographs import EXTENT_PX
 
 
@@ -123,19 +123,7 @@ def is_picker(path: str | Path) -> bool:
 def verify_picker(path: str | Path) -> PickerCard:
     """Check that the weights are there and are those the card was written for."""
     card = load_picker_card(path)
-    weights = model_folder(path) / WEIGHTS
-    if not weights.is_file():
-        raise InputError(
-            weights, expected="the picker's weights", found="no such file",
-            remedy="copy the weights beside their card, or train the picker",
-        )  # fmt: skip
-    found = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if found != card.weights_sha256:
-        raise InputError(
-            weights, expected=f"SHA-256 {card.weights_sha256[:16]}... as its card says",
-            found=f"{found[:16]}...",
-            remedy="the file is damaged or belongs to another card: copy both again",
-        )  # fmt: skip
+    check_digest(model_folder(path), card.weights_sha256)
     return card
 
 
@@ -158,11 +146,7 @@ def load_picker(path: str | Path) -> tuple[PickerCard, HydraPicker]:
 def save_picker(folder: str | Path, card: PickerCard, state: dict[str, Tensor]) -> PickerCard:
     """Write weights and card; returns the card with hash and parameter count filled in."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / WEIGHTS) as partial:
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, partial)
-        partial.chmod(0o644)  # safetensors writes for its user alone
-    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    digest = write_weights(folder, state)
     count = count_parameters(build(card.network, card.parameters))
     card = card.model_copy(update={"weights_sha256": digest, "n_parameters": count})
     text = yaml.safe_dump(

@@ -132,7 +132,8 @@ def _unpicked(row: MicrographResult) -> NDArray[np.float64]:
     if not len(own) or not len(row.truth):
         return row.truth
     apart = np.linalg.norm(row.truth[:, None] - own[None], axis=-1).min(1)
-    return row.truth[apart > float(row.facts["diameter_px"]) / 2]
+    unpicked: NDArray[np.float64] = row.truth[apart > float(row.facts["diameter_px"]) / 2]
+    return unpicked
 
 
 def _rings(

@@ -120,6 +120,12 @@ def start_of(config: Config, role: Literal["localizer", "classifier"]) -> Path:
     folder = model_path(named, models.folder) if named else models.path_of(role)
     # The candidates are those of the run's localizer, so it must not wait for its own outcome.
     used = {folder, models.path_of(role)} if role == "localizer" else {folder}
+    if role == "localizer" and folder != models.path_of(role):
+        raise InputError(
+            "finetune.localizer", expected=f"the localizer of `models`, {models.path_of(role)}, "
+            "which finds the candidates", found=str(folder),
+            remedy="name it in models.localizer too, or leave finetune.localizer empty",
+        )  # fmt: skip
     own = Path("results/models") / f"{tune.name}-{role}"
     if own in used:
         raise InputError(

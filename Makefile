@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 CORES ?= all
 TESTS ?= tests
 
-.PHONY: help setup readers demo demo-micrographs evaluation test lint format weights bench bench-peers bench-topaz bench-picking generate lock container
+.PHONY: help setup readers demo demo-micrographs evaluation test lint format weights weights-picker bench bench-peers bench-topaz bench-picking generate lock container
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -69,6 +69,15 @@ weights: $(READY) ## Train the shipped models again, step by step (hours; days w
 	for file in config/training/msdnet-*.yaml config/training/dsmnet*.yaml; do \
 	  $(BIN)/snakemake train --cores $(CORES) --configfile "$$file"; \
 	done
+
+weights-picker: $(READY) ## Train the picker of micrographs, and put it with the models
+	$(BIN)/snakemake simulate_micrographs --cores $(CORES) \
+	  --configfile config/simulate/micrographs.yaml
+	$(BIN)/python benchmarks/micrograph_sources.py $(MICROGRAPHS) results/sources
+	$(BIN)/snakemake train_picker --cores $(CORES) --configfile config/training/hydrapicker.yaml
+	mkdir -p resources/models/hydrapicker
+	cp results/models/hydrapicker/{card.yaml,weights.safetensors,curves.jsonl} \
+	  resources/models/hydrapicker
 
 bench: $(READY) ## Speed and memory of networks and stages on this machine, into docs/speed.md (an hour)
 	$(BIN)/python benchmarks/bench_msdnet.py --output benchmarks/results/msdnet_cpu.json

@@ -11,7 +11,12 @@ from tomoline.io.micrograph_sheet import load_micrographs
 from tomoline.io.micrographs import read_micrograph
 from tomoline.io.picks import Exposure, read_truth
 from tomoline.io.sheet import DATASETS_FOLDER
-from tomoline.settings import SimulateMicrographsSettings
+from tomoline.settings import (
+    Config,
+    PickingBenchmark,
+    SimulateMicrographsSettings,
+    validated,
+)
 from tomoline.stages.simulate_micrographs import make_numbered, structures
 
 ROOT = Path(__file__).parents[2]
@@ -42,3 +47,16 @@ def test_they_are_a_data_set_and_small() -> None:
         assert (ROOT / row.path).is_file()
         assert (ROOT / row.truth).is_file()
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 3e6
+
+
+def test_the_shipped_recipes_are_settings() -> None:
+    recipe = ROOT / "config" / "training" / "hydrapicker.yaml"
+    config = validated(Config, yaml.safe_load(recipe.read_text()), source=recipe)
+    tables = ROOT / "config" / "benchmarks" / "pickers" / "micrographs.yaml"
+    compared = validated(PickingBenchmark, yaml.safe_load(tables.read_text()), source=tables)
+    # What is compared as a source was a source, and no target was.
+    sources = config.train_picker.sources
+    assert {n: s.folder for n, s in compared.sources.items()}.items() <= {
+        n: s.folder for n, s in sources.items()
+    }.items()
+    assert not {s.folder for s in compared.targets.values()} & {s.folder for s in sources.values()}

@@ -71,7 +71,8 @@ class HydraPicker(nn.Module):
             *_pair(1, body, self.stem_stride), nn.ReLU(), *(_Residual(body) for _ in range(3))
         )
         self.heads = nn.ModuleDict({name: self._head() for name in (GENERAL, *heads)})
-        self.to(memory_format=torch.channels_last)  # a fifth faster on processors
+        # A fifth faster on processors; the stubs of torch do not know the argument.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, head: str = GENERAL) -> Tensor:
         """Offsets (pixels) and logits `(B, 3, I, J)` by one head."""

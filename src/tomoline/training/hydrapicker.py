@@ -74,7 +74,7 @@ def assigned(yx: Floats, cells: tuple[int, int], extent_px: float = EXTENT_PX) -
         return owner
     centres = anchors(cells).reshape(-1, 2)
     apart = np.abs(yx[:, None] - centres[None])
-    reachable = (apart <= REACH * CELL_PX).all(-1)
+    reachable: NDArray[np.bool_] = np.all(apart <= REACH * CELL_PX, axis=-1)
     cost = np.where(reachable, apart.sum(-1), 1e6)
     near = np.unique(np.nonzero(reachable)[1])
     rows, columns = linear_sum_assignment(cost[:, near])

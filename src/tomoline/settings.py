@@ -565,7 +565,7 @@ class DSMNetShape(Section):
 class PyConvShape(Section):
     """Size of a PyConvU-Net, which sees a tomogram slice by slice."""
 
-    filters: list[int] = Field([16, 32, 64, 96], description="Maps at each level.")
+    filters: list[int] = Field([8, 16, 32, 64], description="Maps at each level.")
     pyramid: list[int] = Field(
         [4, 3, 2, 1], description="Kernel sizes (3, 5, 7, 9) at each level, 1 to 4."
     )

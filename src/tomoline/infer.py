@@ -197,7 +197,11 @@ def for_images(network: nn.Module) -> nn.Module:
     On an EPYC it took two thirds of the time of the usual order, forwards and backwards. Weights of
     volumes stay as they are.
     """
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    for layer in network.modules():
+        # The order is for four axes; a layer of volumes would refuse it.
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def is_out_of_memory(error: BaseException) -> bool:

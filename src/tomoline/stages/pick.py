@@ -126,7 +126,7 @@ def read_mask(path: str | Path, shape: tuple[int, int], threshold: float) -> NDA
     enlarged. InputError for another aspect.
     """
     values, _ = read_micrograph(path)
-    whole = np.asarray(values, np.float32)
+    whole: NDArray[Any] = np.asarray(values, np.float32)
     if np.issubdtype(values.dtype, np.integer) and whole.max(initial=0) > 1:
         whole = whole / 255
     aspect = (whole.shape[0] / whole.shape[1]) / (shape[0] / shape[1])

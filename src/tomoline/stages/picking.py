@@ -87,7 +87,8 @@ def _sampled(mask: NDArray[np.bool_], prepared: Prepared) -> NDArray[np.bool_]:
         np.rint(np.arange(n) * s).astype(int).clip(0, m - 1)
         for n, s, m in zip(prepared.values.shape, prepared.scale_yx, mask.shape, strict=True)
     )
-    return mask[np.ix_(rows, columns)]
+    sampled: NDArray[np.bool_] = mask[np.ix_(rows, columns)]
+    return sampled
 
 
 def _output(

@@ -22,6 +22,7 @@ include: "workflow/rules/simulate.smk"
 include: "workflow/rules/simulate_micrographs.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/images.smk"
+include: "workflow/rules/common_micrographs.smk"
 include: "workflow/rules/micrographs.smk"
 
 

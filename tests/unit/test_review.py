@@ -327,7 +327,7 @@ def test_an_import_says_what_it_takes_away_and_keeps_what_came_from_elsewhere(
 @pytest.mark.parametrize("name", ["no", "Background", "a\tb", " b"])
 def test_a_class_cannot_be_called_like_an_answer(project: Project, name: str, capsys):
     review("tiny", project=project.folder)
-    with pytest.raises(InputError, match="names of structures"):
+    with pytest.raises(InputError, match="class names of at most 100 characters"):
         adopt("tiny", filled(project, ALL), project=project.folder, new_classes=[name])
     if name == name.strip():
         assert imported(project, "x,y,z\n14,14,12\n", "--classes", name) == 2

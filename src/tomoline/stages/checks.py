@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tomoline.contracts import BACKGROUND
 from tomoline.errors import InputError
-from tomoline.export.dialect import check_classes
+from tomoline.export.dialect import check_classes, check_tilt_series
 from tomoline.export.registry import dialect
 from tomoline.io.micrograph_sheet import MICROGRAPHS
 from tomoline.io.sheet import DATASETS_FOLDER, SheetRow, kind_of, labels_file, load_dataset
@@ -266,6 +266,7 @@ def _check_dataset(
 
 def _check_tilt_series(sheet: Path, rows: Sequence[SheetRow]) -> None:
     """RELION and Warp know a tomogram by its tilt series, so each needs its own."""
+    check_tilt_series([row.tilt_series for row in rows if row.tilt_series], source=str(sheet))
     seen: dict[str, str] = {}
     for row in rows:
         other = seen.setdefault(row.tilt_series, row.tomogram)

@@ -276,7 +276,7 @@ def _check_inside(
     """A pick far outside says that voxel size, centre or dialect is not what it was taken for."""
     zyx = table[["z_vox", "y_vox", "x_vox"]].to_numpy(dtype=float)
     size = np.array(geometry.shape_zyx)
-    outside = ((zyx < -1) | (zyx > size)).any(axis=1)
+    outside = ~((zyx >= -1) & (zyx <= size)).all(axis=1)  # so is what is no number
     if outside.any():
         n = int(np.flatnonzero(outside)[0])
         raise InputError(

@@ -26,10 +26,10 @@ from tomoline.io.annotations import (
     VERDICTS,
     read_labels,
 )
+from tomoline.networks.cards import is_class_name
 
-SAME_PLACE_ANGSTROM = (
-    30.0  # nearer to each other two labels, or a pick and one, are of one particle
-)
+# Nearer to each other two labels, or a pick and one, are of one particle.
+SAME_PLACE_ANGSTROM = 30.0
 SAME_PICK_VOX = 0.5  # nearer to each other two picks of one file are one click too many
 
 
@@ -57,7 +57,8 @@ def same_place_vox(voxel_size_angstrom: float) -> float:
 
 
 def check_class_names(names: Iterable[str], source: str | Path) -> None:
-    """Refuse names of classes that mean something else: answers, the background, or nothing.
+    """Refuse names of classes that mean something else (answers, the background), or that not
+    every file can hold.
 
     Raises
     ------
@@ -66,11 +67,11 @@ def check_class_names(names: Iterable[str], source: str | Path) -> None:
     """
     taken = {*VERDICTS, BACKGROUND}
     for name in names:
-        printable = name.isprintable() and name == name.strip()
-        if name.casefold() in taken or not printable:
+        if name.casefold() in taken or not is_class_name(name):
             raise InputError(
-                source, expected="names of structures, of printable characters and none of "
-                f"{', '.join(sorted(taken))}", found=repr(name), remedy="choose another name",
+                source, expected="class names of at most 100 characters, without quotes, and none "
+                f"of {', '.join(sorted(taken))}", found=repr(name),
+                remedy="choose another name, in the file or with --classes",
             )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 CORES ?= all
 TESTS ?= tests
 
-.PHONY: help setup readers demo evaluation test lint format weights bench bench-peers generate lock container
+.PHONY: help setup readers demo demo-micrographs evaluation test lint format weights weights-picker bench bench-peers bench-topaz bench-picking generate lock container
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -37,6 +37,12 @@ demo: $(READY) ## Run two shipped tomograms to STAR files and a report
 	$(BIN)/snakemake --config datasets='[demo]' --report results/demo/report.html
 	@$(BIN)/tomoline status --dataset demo
 	@$(BIN)/tomoline scores demo
+
+demo-micrographs: $(READY) ## Pick particles in three shipped micrographs: STAR files and a page
+	$(BIN)/snakemake --cores $(CORES) --config datasets='[demo_micrographs]'
+	$(BIN)/snakemake --config datasets='[demo_micrographs]' \
+	  --report results/demo_micrographs/report.html
+	@$(BIN)/tomoline status --dataset demo_micrographs
 
 SHARED ?= ../shared/data/tomograms
 evaluation: $(READY) ## Run and score tomograms made by other people's programs (SHARED=folder)
@@ -64,6 +70,15 @@ weights: $(READY) ## Train the shipped models again, step by step (hours; days w
 	  $(BIN)/snakemake train --cores $(CORES) --configfile "$$file"; \
 	done
 
+weights-picker: $(READY) ## Train the picker of micrographs, and put it with the models
+	$(BIN)/snakemake simulate_micrographs --cores $(CORES) \
+	  --configfile config/simulate/micrographs.yaml
+	$(BIN)/python benchmarks/micrograph_sources.py $(MICROGRAPHS) results/sources
+	$(BIN)/snakemake train_picker --cores $(CORES) --configfile config/training/hydrapicker.yaml
+	mkdir -p resources/models/hydrapicker
+	cp results/models/hydrapicker/{card.yaml,weights.safetensors,curves.jsonl} \
+	  resources/models/hydrapicker
+
 bench: $(READY) ## Speed and memory of networks and stages on this machine, into docs/speed.md (an hour)
 	$(BIN)/python benchmarks/bench_msdnet.py --output benchmarks/results/msdnet_cpu.json
 	$(BIN)/python benchmarks/bench_volume.py
@@ -77,6 +92,21 @@ $(PEERS)/.ready: benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet -r $<
 	touch $@
+
+TOPAZ := .venv-topaz
+bench-topaz: $(TOPAZ)/.ready ## Make .venv-topaz: Topaz (GPL, with a torch of its own), run as a program
+$(TOPAZ)/.ready: benchmarks/requirements-topaz.txt
+	$(PYTHON) -m venv $(TOPAZ)
+	$(TOPAZ)/bin/python -m pip install --quiet -r $<
+	touch $@
+
+TABLE ?= specialised zero-shot few-shot single-head
+MICROGRAPHS ?= ../shared/data/micrographs
+bench-picking: $(READY) $(TOPAZ)/.ready ## Tables of pickers on micrographs (TABLE=zero-shot for one)
+	$(BIN)/snakemake simulate_micrographs --cores $(CORES) \
+	  --configfile config/simulate/micrographs.yaml
+	$(BIN)/python benchmarks/micrograph_sources.py $(MICROGRAPHS) results/sources
+	$(BIN)/python benchmarks/picking.py $(TABLE)
 
 generate: $(READY) ## Write config.yaml, its schema and config/README.md from settings.py
 	$(BIN)/python -m tomoline.settings

@@ -21,7 +21,11 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/activation.smk"
 include: "workflow/rules/simulate.smk"
+include: "workflow/rules/simulate_micrographs.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/images.smk"
+include: "workflow/rules/common_micrographs.smk"
+include: "workflow/rules/micrographs.smk"
 
 
 if can_finetune():
@@ -49,6 +53,8 @@ onerror:
     if BRANCH & {"benchmark", "experiments"}:
         tables_so_far()
     if not BRANCH:
+        from tomoline.stages.micrograph_run import refresh_micrographs
         from tomoline.stages.summary import refresh
 
         refresh(run())
+        refresh_micrographs(micrograph_run())

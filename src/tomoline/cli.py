@@ -148,9 +148,18 @@ def _onboard_arguments(parser: argparse.ArgumentParser) -> None:
         "'none' ignores what lies beside the tomograms (default: found by itself)",
     )
     parser.add_argument(
-        "--type", choices=("auto", "shrec"), default="auto",
+        "--type", choices=("auto", "shrec", "micrographs"), default="auto",
         help="shrec: SHREC'19, '20 or '21 as downloaded, the tomograms only of its folders "
-        "(default: auto, which knows such folders too)",
+        "(default: auto, which knows such folders too); micrographs: single-particle micrographs "
+        "(MRC, TIFF, PNG, JPEG), with --diameter",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pixel-size", type=_positive, metavar="A",
+        help="micrographs: angstrom a pixel; overrides the files' headers",
+    )  # fmt: skip
+    parser.add_argument(
+        "--diameter", type=_positive, metavar="A",
+        help="micrographs: the particles' diameter in angstrom",
     )  # fmt: skip
     parser.add_argument(
         "--again",
@@ -161,7 +170,15 @@ def _onboard_arguments(parser: argparse.ArgumentParser) -> None:
 
 @command("onboard", _onboard_arguments)
 def onboard_command(arguments: argparse.Namespace) -> int:
-    """Look at tomograms and write a dataset's settings and sheet."""
+    """Look at tomograms, or micrographs, and write a dataset's settings and sheet."""
+    if arguments.type == "micrographs":
+        return _onboard_micrographs(arguments)
+    if arguments.diameter or arguments.pixel_size:
+        raise InputError(
+            "--diameter, --pixel-size", expected="--type micrographs",
+            found=f"--type {arguments.type}",
+            remedy="add it; for tomograms --voxel-size is the option",
+        )  # fmt: skip
     from tomoline.stages.onboard import format_outcome, onboard  # noqa: PLC0415
 
     request = replace(
@@ -170,6 +187,27 @@ def onboard_command(arguments: argparse.Namespace) -> int:
     outcome = onboard(request, project=arguments.project)
     run = _next_command(arguments.project, arguments.name)
     print(format_outcome(outcome, command=run), end="")
+    return 0 if outcome.usable else 1
+
+
+def _onboard_micrographs(arguments: argparse.Namespace) -> int:
+    from tomoline.stages.onboard_micrographs import (  # noqa: PLC0415
+        MicrographRequest,
+        format_micrographs,
+        onboard_micrographs,
+    )
+
+    outcome = onboard_micrographs(
+        MicrographRequest(
+            name=arguments.name, paths=tuple(arguments.paths),
+            pixel_size_angstrom=arguments.pixel_size or arguments.voxel_size,
+            diameter_angstrom=arguments.diameter, contrast=arguments.contrast,
+            pattern=arguments.pattern,
+        ),
+        project=arguments.project,
+    )  # fmt: skip
+    run = _next_command(arguments.project, arguments.name)
+    print(format_micrographs(outcome, command=run), end="")
     return 0 if outcome.usable else 1
 
 
@@ -518,10 +556,18 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
 def model_command(arguments: argparse.Namespace) -> int:
     """Show a model's card, checked against its weights."""
     # torch takes seconds to import, and the other commands must work without it
-    from tomoline.stages.model import examine_model, format_model  # noqa: PLC0415
+    from tomoline.networks.pickers import is_picker  # noqa: PLC0415
+    from tomoline.stages.model import (  # noqa: PLC0415
+        examine_model,
+        format_model,
+        format_picker,
+    )
 
     given = Path(arguments.name)
     folder = given if given.exists() else _models_folder(arguments.project) / given
+    if is_picker(folder):
+        print(format_picker(folder), end="")
+        return 0
     facts = examine_model(folder)
     print(format_model(facts), end="")
     return 1 if facts.disagreements else 0

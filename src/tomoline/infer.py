@@ -20,9 +20,10 @@ from tomoline.kernels.choose import Packed, speed_up
 from tomoline.kernels.streaming import Box, stream_arrays, stream_windows
 from tomoline.log import get_logger
 from tomoline.networks.cards import model_folder
+from tomoline.networks.pyconv_unet import PyConvUNet
 from tomoline.networks.weights import ModelCard, load_network, verify_weights
 from tomoline.processor import cpu_has_bfloat16
-from tomoline.settings import InferenceSettings
+from tomoline.settings import InferenceSettings, SegmentSettings
 
 if TYPE_CHECKING:
     from tomoline.kernels.cpu_msdnet import CpuMSDNet
@@ -39,6 +40,7 @@ NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC", "CUDA error: out of
 # one tomogram after another (`tomoline.warm`); elsewhere None.
 KEPT: dict[tuple[str, ...], tuple[nn.Module, str]] | None = None
 KEPT_MOST = 4
+SLICE_AXES = {"z": (0,), "all": (0, 1, 2)}
 
 
 @dataclass(frozen=True)
@@ -189,9 +191,11 @@ def _ready(
         if key in KEPT:
             log.info("%s is kept from an earlier tomogram", card.name)
             KEPT[key] = KEPT.pop(key)
+            _over_slices(KEPT[key][0], settings)
             return card, *KEPT[key]
     card, network = load_network(folder)
     network = network.to(device).eval()
+    _over_slices(network, settings)
     kernel = speed_up(network, device, dtype) if settings.kernel == "auto" else "plain"
     # Plain layers where others were wanted may have a passing reason, such as a lack of memory.
     if KEPT is not None and (kernel != "plain" or settings.kernel == "plain"):
@@ -199,6 +203,27 @@ def _ready(
         if len(KEPT) > KEPT_MOST:
             del KEPT[next(iter(KEPT))]
     return card, network, kernel
+
+
+def _over_slices(network: nn.Module, settings: InferenceSettings) -> None:
+    """Set up a network of images for the axes across which volumes are to be cut."""
+    if isinstance(network, PyConvUNet):
+        axes = settings.slice_axes if isinstance(settings, SegmentSettings) else "z"
+        network.slice_axes = SLICE_AXES[axes]
+        for_images(network)
+
+
+def for_images(network: nn.Module) -> nn.Module:
+    """The network with weights of images in the order that convolutions are fast in.
+
+    On an EPYC it took two thirds of the time of the usual order, forwards and backwards. Weights of
+    volumes stay as they are.
+    """
+    for layer in network.modules():
+        # The order is for four axes; a layer of volumes would refuse it.
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def is_out_of_memory(error: BaseException) -> bool:

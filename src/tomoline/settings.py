@@ -154,6 +154,11 @@ class SegmentSettings(InferenceSettings):
     test_time_flips: Flips = Field(
         4, description="Average over this many flips of the input (the missing wedge stays)."
     )
+    slice_axes: Literal["z", "all"] = Field(
+        "z",
+        description="For a localizer that sees slices (pyconv_unet): cut across z, or the mean of "
+        "cuts across z, y and x, in three times the time.",
+    )
 
 
 class ClassifySettings(InferenceSettings):
@@ -502,6 +507,93 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
+class SimulateMicrographsSettings(Section):
+    """Simulated micrographs of single particles: results/simulated/<name>/<set>.
+
+    A pair of numbers is a range from which each micrograph draws its own.
+    """
+
+    name: str = Field("micrographs", pattern=SAFE_NAME, description="Name of the collection.")
+    structures: list[str] = Field(
+        ["1bxn"],
+        min_length=1,
+        description="Structures that lie in each micrograph together: names of "
+        "resources/densities, or paths of atomic models (PDB, mmCIF) and maps (MRC).",
+    )
+    micrographs: int = Field(10, ge=1, le=10000, description="Micrographs of a data set.")
+    shape_yx: tuple[int, int] = Field((1024, 1024), description="Size in pixels.")
+    pixel_size_angstrom: float = Field(
+        5.0, ge=0.5, le=20, description="Pixel size; the density maps have voxels of 10 A."
+    )
+    particles: tuple[int, int] = Field(
+        (20, 150), description="Particles wanted; fewer where no room is left."
+    )
+    gap: float = Field(
+        0.9, ge=0, le=10, description="Least distance of two particles, in mean diameters."
+    )
+    defocus_um: tuple[float, float] = Field((0.8, 3.0), description="Defocus; 0: no CTF.")
+    dose: tuple[float, float] = Field(
+        (25.0, 60.0), description="Exposure in electrons a square angstrom."
+    )
+    snr: tuple[float, float] | None = Field(
+        None,
+        description="Variance of the particles' image over that of the shot noise, within the "
+        "circles about particles; empty: what follows from the exposure.",
+    )
+    mtf_sigma_nyquist: float = Field(
+        0.5, ge=0, description="Detector: the signal falls as exp(-this (f / Nyquist)^2)."
+    )
+    ice_nm: tuple[float, float] = Field((20.0, 60.0), description="Thickness of the ice.")
+    ice_gradient: float = Field(
+        0.4, ge=0, le=1, description="Largest relative change of thickness, middle to corner."
+    )
+    carbon_share: float = Field(
+        0.25, ge=0, le=1, description="Share of micrographs with the edge of a carbon hole."
+    )
+    ice_crystals: tuple[int, int] = Field((0, 3), description="Ice crystals.")
+    dust: tuple[int, int] = Field((0, 2), description="Irregular patches of contamination.")
+    gold: tuple[int, int] = Field((0, 3), description="Gold beads of 5 to 15 nm.")
+    sets: dict[str, dict[str, Any]] = Field(
+        {},
+        description="Data sets by name: what is different in them; empty: one, named `all`.",
+    )
+    seed: int = Field(1, ge=0, description="The same seed gives the same micrographs.")
+
+    @model_validator(mode="after")
+    def _ranges_and_sets(self) -> SimulateMicrographsSettings:
+        ranges = ("particles", "defocus_um", "dose", "snr", "ice_nm", "ice_crystals", "dust",
+                  "gold")  # fmt: skip
+        for key in ranges:
+            pair = getattr(self, key)
+            least = (
+                0 if key in {"particles", "defocus_um", "ice_crystals", "dust", "gold"} else 1e-9
+            )
+            if pair is not None and not least <= pair[0] <= pair[1]:
+                raise PydanticCustomError(
+                    "range", "{key} to be two numbers that do not fall, {least} or more",
+                    {"key": key, "least": "0" if least == 0 else "above 0"},
+                )  # fmt: skip
+        if min(self.shape_yx) < 32:
+            raise PydanticCustomError("shape", "shape_yx to be at least 32 pixels each")
+        for name, changes in self.sets.items():
+            if not re.fullmatch(SAFE_NAME.removeprefix("^").removesuffix("$"), name):
+                raise PydanticCustomError("set", "sets to have names safe for folders")
+            if {"name", "sets"} & changes.keys():
+                raise PydanticCustomError("set", "sets to leave name and sets alone")
+            self.of(name)
+        return self
+
+    def of(self, name: str) -> SimulateMicrographsSettings:
+        """Return the settings of one of the sets."""
+        base = self.model_dump(exclude_defaults=True, exclude={"sets"})
+        return SimulateMicrographsSettings.model_validate(_merged(base, self.sets.get(name, {})))
+
+    @property
+    def folders(self) -> dict[str, SimulateMicrographsSettings]:
+        """Settings of each data set by its folder below results/simulated."""
+        return {f"{self.name}/{key}": self.of(key) for key in self.sets or ("all",)}
+
+
 class NetworkShape(Section):
     """Size of an MSDNet; the published ones are 49 or 100 layers of 2 maps, per channel."""
 
@@ -580,6 +672,18 @@ class DenseNetShape(Section):
     )
 
 
+class PyConvShape(Section):
+    """Size of a PyConvU-Net, which sees a tomogram slice by slice."""
+
+    filters: list[int] = Field([8, 16, 32, 64], description="Maps at each level.")
+    pyramid: list[int] = Field(
+        [4, 3, 2, 1], description="Kernel sizes (3, 5, 7, 9) at each level, 1 to 4."
+    )
+    slices: int = Field(
+        5, ge=1, le=31, description="Slices seen at once: the one that is marked and neighbours."
+    )
+
+
 class CandidateSettings(Section):
     """Subtomograms that a classifier of whole subtomograms learns from."""
 
@@ -606,18 +710,26 @@ class CandidateSettings(Section):
     workers: int = Field(1, ge=0, le=64, description="Processes that make tomograms meanwhile.")
 
 
+# Networks that learn one task only.
+_TASK_OF = {"densenet": "classifier", "vgg": "classifier", "pyconv_unet": "localizer"}
+
+
 class TrainSettings(Section):
     """Training of a network; the models land in results/models."""
 
     name: str = Field("msdnet", pattern=SAFE_NAME, description="Name of the models made.")
-    network: Literal["msdnet", "dsmnet", "densenet", "unet", "vgg", "encoder_decoder"] = Field(
+    network: Literal[
+        "msdnet", "dsmnet", "densenet", "unet", "pyconv_unet", "vgg", "encoder_decoder"
+    ] = Field(
         "msdnet",
-        description="Kind of network; msdnet names voxels, dsmnet and densenet whole subtomograms. "
-        "For comparison: unet (DeepFinder's) and encoder_decoder name voxels, vgg subtomograms.",
+        description="Kind of network; msdnet names voxels, dsmnet and densenet whole subtomograms; "
+        "pyconv_unet is a light localizer of slices. For comparison: unet (DeepFinder's) and "
+        "encoder_decoder name voxels, vgg subtomograms.",
     )
     shape: NetworkShape = NetworkShape()
     dsmnet: DSMNetShape = DSMNetShape()
     densenet: DenseNetShape = DenseNetShape()
+    pyconv: PyConvShape = PyConvShape()
     candidates: CandidateSettings = CandidateSettings()
     filters: tuple[int, int, int] = Field(
         (32, 48, 64), description="unet: maps at each level; (32, 48, 64) is DeepFinder's size."
@@ -748,10 +860,10 @@ class TrainSettings(Section):
                 raise PydanticCustomError(
                     "source", "source: subtomograms, for a subnet of segmentation or recovery"
                 )
-        elif self.network in ("densenet", "vgg") and self.task != "classifier":
+        elif self.network in _TASK_OF and self.task != _TASK_OF[self.network]:
             raise PydanticCustomError(
-                "task", "task: classifier, as {network} learns nothing else",
-                {"network": self.network},
+                "task", "task: {task}, as {network} learns nothing else",
+                {"network": self.network, "task": _TASK_OF[self.network]},
             )  # fmt: skip
         elif sets and self.task in ("localizer", "joint"):
             raise PydanticCustomError(
@@ -760,6 +872,110 @@ class TrainSettings(Section):
         if self.task == "segmenter" and not sets:
             raise PydanticCustomError("source", "source: subtomograms, for a segmenter")
         return self
+
+
+class TrainImagesSettings(Section):
+    """Training of segmenters of images, compared on held-out ones (docs/micrographs.md)."""
+
+    name: str = Field("images", pattern=SAFE_NAME, description="Models are <name>-<network>.")
+    networks: list[Literal["pyconv_unet", "unet2d"]] = Field(
+        ["pyconv_unet"],
+        min_length=1,
+        description="Networks to train alike: PyConvU-Net, and the U-Net it is compared with.",
+    )
+    filters: list[int] = Field(
+        [], description="Maps at each level; empty: each network's own (five levels)."
+    )
+    pyramid: list[int] = Field(
+        [], description="pyconv_unet: kernel sizes at each level, 1 to 4; empty: its own."
+    )
+    images: list[str] = Field(
+        [], description="Images (PNG, TIFF, JPG, MRC), each name with or without wildcards."
+    )
+    labels: list[str] = Field(
+        [],
+        description="Their label images in the same order: named as them, or with _mask or _label "
+        "behind.",
+    )
+    classes: dict[SafeName, list[int]] = Field(
+        {},
+        description="Classes by name: the grey values they have in the labels. All others are "
+        "background; empty: `foreground`, 255.",
+    )
+    test_images: int = Field(
+        6, ge=0, description="Images, drawn by the seed, that only the comparison sees."
+    )
+    validation_images: int = Field(
+        2, ge=1, description="Images, of the others, that choose the best epoch and the threshold."
+    )
+    pixel_size_angstrom: float | None = Field(
+        None, gt=0, description="Pixel size of the images; empty: their headers'."
+    )
+    model_pixel_size_angstrom: float | None = Field(
+        None,
+        gt=0,
+        description="Pixel size that the network sees, to which images are rescaled; empty: theirs",
+    )
+    invert: bool = Field(False, description="Images have the opposite contrast of the model's.")
+    crop_px: int = Field(256, ge=16, le=4096, description="Edge of a training window.")
+    intensity: float = Field(
+        0.1, ge=0, le=1, description="Random scale, offset and noise of grey values (SD)."
+    )
+    batch_size: int = Field(2, ge=1, description="Windows a step.")
+    steps_per_epoch: int = Field(16, ge=1, description="Steps an epoch.")
+    gamma: float = Field(0.0, ge=0, description="Focusing of the loss; 0: cross-entropy.")
+    dice_weight: float = Field(
+        0.5, ge=0, description="Weight of 1 - soft Dice, mean of the classes, beside it."
+    )
+    optimiser: Literal["adam", "muon"] = Field("adam", description="As in `train`.")
+    learning_rate: float = Field(1e-3, gt=0, description="Rate of the optimiser.")
+    schedule: Literal["paper", "cosine"] = Field("cosine", description="As in `train`.")
+    step_epochs: int = Field(80, ge=1, description="As in `train`.")
+    max_epochs: int = Field(60, ge=1, description="Epochs at most.")
+    stop_processor_hours: float = Field(0.0, ge=0, description="As in `train`.")
+    warmup_epochs: float = Field(1.0, ge=0, description="Epochs over which the rate rises.")
+    patience: int = Field(1000, ge=1, description="As in `train`.")
+    validate_every: int = Field(5, ge=1, description="Epochs between validations.")
+    average_decay: float = Field(0.98, ge=0, lt=1, description="As in `train`.")
+    test_time_flips: Annotated[Literal[1, 4], BeforeValidator(_number)] = Field(
+        4, description="Comparison: mean over flips of the image."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="As in `train`.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
+    seed: int = Field(1, ge=0, description="The same seed gives the same split and training.")
+
+    @property
+    def grey_values(self) -> dict[str, list[int]]:
+        """Return the grey values of each class in the labels."""
+        return dict(self.classes) or {"foreground": [255]}
+
+
+class SegmentImagesSettings(Section):
+    """A segmenter on images or micrographs: results/<dataset>/<image>/mask.png."""
+
+    model: str = Field(
+        "results/models/micrograph-masks-pyconv_unet",
+        description="The segmenter: a folder of models.folder, or a path if it has a slash.",
+    )
+    dataset: str = Field("images", pattern=SAFE_NAME, description="Folder below results.")
+    images: list[str] = Field(
+        [], description="Images (MRC, PNG, TIFF, JPG), each name with or without wildcards."
+    )
+    pixel_size_angstrom: float | None = Field(
+        None, gt=0, description="Pixel size of the images; empty: their headers'."
+    )
+    invert: bool = Field(False, description="Particles or objects are bright.")
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="Probability that counts; empty: the card's."
+    )
+    least_area_nm2: float = Field(
+        0.0, ge=0, description="Smaller patches are left out of the mask."
+    )
+    test_time_flips: Annotated[Literal[1, 4], BeforeValidator(_number)] = Field(
+        4, description="Mean over flips of the image."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="As in `segment`")
 
 
 class FinetuneSettings(Section):
@@ -976,6 +1192,180 @@ class ExperimentSettings(Section):
     variants: dict[SafeName, ExperimentVariant] = Field(description="Variants by name.")
 
 
+class MicrographsSettings(Section):
+    """Picking particles in micrographs, data sets of `kind: micrographs` (docs/micrographs.md)."""
+
+    model: str = Field(
+        "hydrapicker",
+        description="The picker: a folder of models.folder, or a path if it has a slash.",
+    )
+    head: str = Field(
+        "general",
+        description="general: for structures never trained on; or one of the card's heads, as a "
+        "few-shot training adds.",
+    )
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="Least score of a pick; empty: by `precision`, else the "
+        "card's.",
+    )  # fmt: skip
+    precision: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Wanted precision: the threshold that reached it on the head's held-out "
+        "micrographs, by the card's curve.",
+    )
+    min_distance: float = Field(
+        0.6, gt=0, le=2, description="Of two picks nearer than this the better one stays "
+        "(in particle diameters).",
+    )  # fmt: skip
+    edge: float = Field(
+        0.5, ge=0, le=5, description="Picks nearer than this to the edge are rejected "
+        "(in particle diameters).",
+    )  # fmt: skip
+    mask_model: str = Field(
+        "",
+        description="Segmenter of carbon, ice and contamination, such as micrograph-masks: nothing "
+        "is picked where it finds some; empty: none. A mask that the sheet names goes before.",
+    )
+    mask_threshold: float = Field(
+        0.5, gt=0, lt=1, description="Probability of contamination from which no pick is taken."
+    )
+    floor: float = Field(
+        0.02, gt=0, lt=1, description="Candidates below this score are not even listed."
+    )
+    shifts: Annotated[Literal[1, 4], BeforeValidator(_number)] = Field(
+        4, description="Grids of cells laid over a micrograph; 4 finds both of two particles that "
+        "share a cell, 1 is four times faster.",
+    )  # fmt: skip
+    dialects: list[Literal["relion", "cryosparc", "eman", "csv"]] = Field(
+        ["relion", "cryosparc", "eman", "csv"], min_length=1, description="Programs that get files."
+    )
+    pictures: int = Field(12, ge=0, le=500, description="Micrographs shown on the data set's page.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
+    precision_of_numbers: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the device has instructions for it."
+    )
+
+
+class PickerSource(Section):
+    """A folder of micrographs with known particles, `<micrograph>_picks.csv` beside each."""
+
+    folder: str = Field(description="The folder; the list has x_px, y_px and diameter_px.")
+    diameter_px: float | None = Field(
+        None, gt=0, description="Diameter in given pixels; empty: the lists' diameter_px, its "
+        "largest."
+    )  # fmt: skip
+    contrast: Literal["dark", "bright"] = Field("dark", description="That of its particles.")
+    held_out: list[str] = Field(
+        [], description="Micrographs (stems) that are not trained on; empty: every fifth."
+    )
+    labelled: int = Field(
+        0, ge=0, description="Take only so many of the others (few-shot); 0: all."
+    )
+
+
+class TrainPickerSettings(Section):
+    """Training of a picker (`snakemake train_picker`); it lands in results/models."""
+
+    name: str = Field("picker", pattern=SAFE_NAME, description="Name of the model made.")
+    sources: dict[SafeName, PickerSource] = Field(
+        {}, description="Data sets by name, each with a head of that name."
+    )
+    start: str = Field(
+        "", description="Picker to start from, as in `micrographs.model`; empty: from nothing."
+    )
+    mode: Literal["full", "new_head", "all"] = Field(
+        "full",
+        description="full: one head for all sets, then a head each, as the paper; new_head: heads "
+        "for the sources, body and general head of `start` frozen (few-shot); all: every layer of "
+        "`start` learns through the general head alone, for comparison.",
+    )
+    body: int = Field(32, ge=4, le=256, description="Channels of the body; the paper's are 64.")
+    width: float = Field(
+        0.25, gt=0, le=2, description="Factor of the heads' channels; 1: the paper's 128 to 1024, "
+        "6.3 million weights a head.",
+    )  # fmt: skip
+    stem: Literal["full", "strided"] = Field(
+        "strided", description="full: the body at full resolution, as in the paper; strided: at "
+        "half, in a quarter of the time.",
+    )  # fmt: skip
+    dropout: float = Field(0.3, ge=0, lt=1, description="Share of a head's channels left out.")
+    single_epochs: int = Field(40, ge=0, description="Epochs of the first phase (paper: 5000).")
+    head_epochs: int = Field(
+        10, ge=0, description="Epochs of the second phase, or of a new head (paper: 100)."
+    )
+    restart_epochs: int = Field(
+        40, ge=1, description="First phase: the rate falls along a cosine over so many epochs, "
+        "again and again.",
+    )  # fmt: skip
+    optimiser: Literal["adam", "muon"] = Field(
+        "adam", description="Of the first phase; adam as in the paper, muon learns faster from few "
+        "steps.",
+    )  # fmt: skip
+    learning_rate: float = Field(1e-3, gt=0, description="Of the first phase.")
+    head_learning_rate: float = Field(
+        1e-3, gt=0, description="Of SGD with momentum 0.9 in the second phase."
+    )
+    new_head_rate: float = Field(1e-3, gt=0, description="Adam's, for a new head.")
+    steps_per_epoch: int = Field(20, ge=1, description="Batches an epoch, the sets in turn.")
+    batch_size: int = Field(4, ge=1, description="Crops a batch, all of one data set.")
+    crop_px: int = Field(
+        368, ge=64, le=2048, multiple_of=16, description="Edge of a crop, in model pixels."
+    )
+    gamma: float = Field(2.0, ge=0, description="Focusing of the focal loss.")
+    class_weight: float = Field(1.0, gt=0, description="lambda_cls.")
+    bias_weight: float = Field(
+        0.01, ge=0, description="lambda_bias; times the distance of all of a head's weights."
+    )
+    scale_jitter: float = Field(
+        0.1, ge=0, le=1, description="Crops are scaled by up to e to this power either way, as a "
+        "diameter is never known exactly."
+    )  # fmt: skip
+    average_decay: float = Field(
+        0.98, ge=0, lt=1, description="Exponential average of the weights; 0: none."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
+    seed: int = Field(1, ge=0, description="The same seed gives the same training.")
+
+    @model_validator(mode="after")
+    def _mode_of_start(self) -> TrainPickerSettings:
+        if (self.mode == "full") == bool(self.start):
+            raise PydanticCustomError(
+                "mode", "start to be named with mode new_head or all, and empty with mode full"
+            )
+        if "general" in self.sources:
+            raise PydanticCustomError("sources", "sources to have names other than general")
+        if any("." in name for name in self.sources):
+            raise PydanticCustomError("sources", "names of sources to be without dots")
+        return self
+
+
+class PickingBenchmark(Section):
+    """A file of config/benchmarks: pickers compared on micrographs (docs/micrographs.md)."""
+
+    model: str = Field("hydrapicker", description="The picker, as in `micrographs.model`.")
+    single: str = Field(
+        "", description="A picker trained with one head alone, for multi-head against single-head; "
+        "empty: the general head of `model`, all of whose layers then learn."
+    )  # fmt: skip
+    sources: dict[SafeName, PickerSource] = Field(
+        {}, description="Data sets that the model has heads for; scored is what is held out."
+    )
+    targets: dict[SafeName, PickerSource] = Field(
+        {}, description="Data sets that it never saw; scored is what is held out."
+    )
+    labelled: list[int] = Field([5], description="Few-shot: numbers of labelled micrographs.")
+    epochs: int = Field(8, ge=1, description="Few-shot: epochs.")
+    steps_per_epoch: int = Field(10, ge=1, description="Few-shot: batches an epoch.")
+    crop_px: int = Field(192, ge=64, multiple_of=16, description="Few-shot: edge of a crop.")
+    learning_rate: float = Field(1e-3, gt=0, description="Few-shot: Adam's rate.")
+    topaz_python: str = Field(
+        ".venv-topaz/bin/python", description="Python of Topaz's environment; empty: no Topaz."
+    )
+    seed: int = Field(1, ge=0, description="The same seed gives the same figures.")
+
+
 class Config(Section):
     """The whole of `config/config.yaml`."""
 
@@ -1005,9 +1395,14 @@ class Config(Section):
         )
     )
     simulate: SimulateSettings = SimulateSettings()
+    simulate_micrographs: SimulateMicrographsSettings = SimulateMicrographsSettings()
     train: TrainSettings = TrainSettings()
+    train_images: TrainImagesSettings = TrainImagesSettings()
+    segment_images: SegmentImagesSettings = SegmentImagesSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     discover: DiscoverSettings = DiscoverSettings()
+    micrographs: MicrographsSettings = MicrographsSettings()
+    train_picker: TrainPickerSettings = TrainPickerSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
 
 
@@ -1051,6 +1446,29 @@ class DatasetSettings(Section):
     truth_z_offset_vox: float | None = Field(
         None, description="Added to its truth's z, where evaluate.truth_z_offset_vox is empty."
     )
+
+
+class MicrographDatasetSettings(Section):
+    """One `config/datasets/<name>.yaml` of micrographs (`tomoline onboard --type micrographs`)."""
+
+    kind: Literal["micrographs"] = Field(
+        "micrographs", description="What the data set is made of; without it: tomograms."
+    )
+    name: str = Field(pattern=SAFE_NAME, description="The data set's name, and its results folder.")
+    sheet: str = Field(description="Its table of micrographs, beside this file.")
+    particle_diameter_angstrom: float = Field(
+        gt=0, le=5000, description="Diameter of the particles; micrographs are rescaled by it."
+    )
+    pixel_size_angstrom: float | None = Field(
+        None, gt=0, description="Overrides the headers; empty: each file's header. PNG, JPEG and "
+        "TIFF have none.",
+    )  # fmt: skip
+    contrast: Literal["dark", "bright"] = Field(
+        "dark", description="Whether particles are darker or brighter than their surroundings."
+    )
+    voltage_kv: float = Field(300.0, gt=0, description="For the optics table.")
+    spherical_aberration_mm: float = Field(2.7, ge=0, description="For the optics table.")
+    amplitude_contrast: float = Field(0.1, ge=0, le=1, description="For the optics table.")
 
 
 SectionT = TypeVar("SectionT", bound=Section)

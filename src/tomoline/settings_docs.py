@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from tomoline.contracts import SHEET_COLUMNS
-from tomoline.settings import Config, DatasetSettings, Section
+from tomoline.settings import Config, DatasetSettings, MicrographDatasetSettings, Section
 
 SHEET_MEANING = {
     "tomogram": "Its name, unique and safe as a folder name; affixes such as `_rec` are taken off.",
@@ -66,6 +66,14 @@ This page is generated from `src/tomoline/settings.py` (`python -m tomoline.sett
 """
 
 
+_MICROGRAPH_SHEET = """\
+Its sheet has the columns `micrograph`, `path`, `use`, `verdict`, `reason`, `pixel_size_angstrom`,
+`ny`, `nx`, `kind` (mrc, tiff, png, jpeg), `truth` (known particles: CSV with x_px and y_px, STAR or
+.box), `mask` (where nothing is picked), `file_bytes` and `file_mtime_ns`
+([micrographs](../docs/micrographs.md)).
+"""
+
+
 def generated() -> dict[str, str]:
     """Return the text of each generated file by its path below the repository's root."""
     return {
@@ -73,6 +81,7 @@ def generated() -> dict[str, str]:
         "config/README.md": readme(),
         "workflow/schemas/config.schema.json": _schema(Config),
         "workflow/schemas/dataset.schema.json": _schema(DatasetSettings),
+        "workflow/schemas/micrographs.schema.json": _schema(MicrographDatasetSettings),
     }
 
 
@@ -98,7 +107,10 @@ def readme() -> str:
     parts += ["## datasets/&lt;name&gt;.yaml\n", _table(DatasetSettings.model_fields)]
     parts += ["## datasets/&lt;name&gt;.tsv\n", "| column | meaning |\n|---|---|"]
     text = "\n".join(parts) + "\n"
-    return text + "".join(f"| `{c}` | {SHEET_MEANING[c]} |\n" for c in SHEET_COLUMNS)
+    text += "".join(f"| `{c}` | {SHEET_MEANING[c]} |\n" for c in SHEET_COLUMNS)
+    parts = ["\n## datasets/&lt;name&gt;.yaml of micrographs\n",
+             _table(MicrographDatasetSettings.model_fields), _MICROGRAPH_SHEET]  # fmt: skip
+    return text + "\n".join(parts)
 
 
 def main(root: Path | None = None) -> None:

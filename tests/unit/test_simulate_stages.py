@@ -20,7 +20,10 @@ from tomoline.stages.simulate_subtomograms import split_of
 
 ROOT = Path(__file__).parents[2]
 DENSITIES = ROOT / "resources" / "densities"
-RECIPES = sorted((ROOT / "config" / "simulate").glob("*.yaml"))
+RECIPES = [
+    path for path in sorted((ROOT / "config" / "simulate").glob("*.yaml"))
+    if "simulate" in yaml.safe_load(path.read_text())
+]  # fmt: skip
 SMALL = {"shape_zyx": (48, 72, 72), "particles": 30, "conditions": "fixed", "tomograms": 2,
          "classes": ["1bxn", "3qm1"]}  # fmt: skip
 

@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 from functools import cache
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 
 import smart_open
@@ -18,6 +18,7 @@ from snakemake.resources import Resource
 from tomoline.errors import TomolineError
 from tomoline.export.registry import dialect as dialect_of
 from tomoline.io.shrec import locations_of
+from tomoline.networks.cards import load_card
 from tomoline.settings import Config, model_path, validated
 from tomoline.stages.benchmark_files import (
     files_of,
@@ -38,7 +39,13 @@ from tomoline.stages.checks import (
     subnets_of,
 )
 from tomoline.stages.members import numbered
+from tomoline.stages.image_sets import images_by_name, pairs_of
 from tomoline.stages.memory import Available
+from tomoline.stages.micrograph_run import (
+    check_micrographs,
+    combined_outputs,
+    names_of_micrographs,
+)
 from tomoline.stages.merge import sifting_threshold
 from tomoline.stages.tile import window_bytes
 from tomoline_slurm import driver, install
@@ -48,14 +55,23 @@ BRANCHES = {
     "simulate",
     "simulate_subtomograms",
     "simulate_demo",
+    "simulate_micrographs",
     "train",
+    "train_picker",
+    "train_images",
+    "segment_images",
     "benchmark",
     "experiments",
 }
 BRANCH_SETTINGS = {
     "datasets",
     "simulate",
+    "simulate_micrographs",
     "train",
+    "train_picker",
+    "micrographs",
+    "train_images",
+    "segment_images",
     "finetune",
     "discover",
     "benchmark",
@@ -128,8 +144,14 @@ TOMOGRAM = "results/{dataset}/{tomogram}"
 DATASET = "results/{dataset}"
 
 
+# Data sets of micrographs have rules of their own (micrographs.smk), for files of the same names.
+MICROGRAPH_NAMES = (
+    "|".join(map(re.escape, refused(names_of_micrographs, CONFIG))) or "(?!)"
+)
+
+
 wildcard_constraints:
-    dataset="[A-Za-z0-9][A-Za-z0-9._-]*",
+    dataset=rf"(?!(?:{MICROGRAPH_NAMES})/)[A-Za-z0-9][A-Za-z0-9._-]*",
     tomogram="[A-Za-z0-9][A-Za-z0-9._-]*",
     scatteritem=r"\d+-of-\d+",
 
@@ -170,8 +192,9 @@ def settings_of(section, without=""):
 
     The library fills in the defaults, so a release that adds a setting repeats no work.
     """
+    left_out = {without} if isinstance(without, str) else without
     return getattr(CONFIG, section).model_dump(
-        mode="json", exclude_defaults=True, exclude={without}
+        mode="json", exclude_defaults=True, exclude=left_out
     )
 
 
@@ -535,7 +558,7 @@ def targets(wildcards):
                 wanted.append(shown(*place, page, "where the class was seen"))
             wanted.append(first.format(dataset=dataset, tomogram=row.tomogram))
             wanted += added(wanted[-1], others, *place)
-    return wanted
+    return wanted + picked()
 
 
 def added(first, others, dataset, tomogram):

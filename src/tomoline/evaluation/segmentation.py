@@ -1,8 +1,10 @@
-"""Voxel accuracy, mean voxel accuracy and mean IoU (Hao et al., VP-Detector, section 3.3.1).
+"""Voxel accuracy, mean voxel accuracy, mean IoU (Hao et al., VP-Detector, section 3.3.1), Dice.
 
 `p_ij` is the number of voxels of class i predicted to belong to class j, M the number of classes:
 VA = sum_i p_ii / sum_i sum_j p_ij; MVA = 1/M sum_i p_ii / sum_j p_ij;
 MIoU = 1/M sum_i p_ii / (sum_j p_ij + sum_j p_ji - p_ii).
+Li et al. (PyConvU-Net, 2021, eq. 1 to 4) print the same MIoU, and of each class
+Dice = 2 TP / (2 TP + FP + FN).
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class SegmentationScores:
     miou: float
     class_accuracy: NDArray[np.float64]
     class_iou: NDArray[np.float64]
+    class_dice: NDArray[np.float64]
 
 
 def confusion_matrix(
@@ -65,7 +68,11 @@ def segmentation_scores(
     predicted: NDArray[np.integer], true: NDArray[np.integer], n_classes: int
 ) -> SegmentationScores:
     """Score a label map against the true one."""
-    confusion = confusion_matrix(predicted, true, n_classes)
+    return scores_of_confusion(confusion_matrix(predicted, true, n_classes))
+
+
+def scores_of_confusion(confusion: NDArray[np.int64]) -> SegmentationScores:
+    """Score counts (M, M), rows true, which may be sums over several maps."""
     right = np.diag(confusion).astype(float)
     of_true, of_predicted = confusion.sum(axis=1), confusion.sum(axis=0)
     accuracy = _divide(right, of_true)
@@ -78,6 +85,7 @@ def segmentation_scores(
         miou=_mean(iou),
         class_accuracy=accuracy,
         class_iou=iou,
+        class_dice=_divide(2 * right, of_true + of_predicted),
     )
 
 

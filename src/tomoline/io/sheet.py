@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from tomoline.contracts import SHEET_COLUMNS
 from tomoline.errors import InputError
 from tomoline.io.atomic import write_text
-from tomoline.settings import SAFE_NAME, DatasetSettings, validated
+from tomoline.settings import SAFE_NAME, DatasetSettings, MicrographDatasetSettings, validated
 
 DATASETS_FOLDER = Path("config/datasets")
 
@@ -112,9 +112,9 @@ def read_sheet(path: str | Path) -> list[SheetRow]:
         its line number), or two rows to be used under one name.
     """
     path = Path(path)
-    lines = _read_lines(path)
+    lines = read_lines(path)
     header = [name.strip() for name in lines[0]] if lines else []
-    _check_header(path, header)
+    check_header(path, header, SHEET_COLUMNS)
     rows = [
         _parse_row(path, line_number, dict(zip(header, cells, strict=False)))
         for line_number, cells in enumerate(lines[1:], start=2)
@@ -133,7 +133,7 @@ def write_sheet(path: str | Path, rows: Sequence[SheetRow]) -> None:
     writer.writerow(columns)
     for row in rows:
         values = row.model_dump()
-        writer.writerow([_cell(values.get(name)) for name in columns])
+        writer.writerow([cell_text(values.get(name)) for name in columns])
     write_text(path, buffer.getvalue())
 
 
@@ -147,7 +147,15 @@ def read_dataset(path: str | Path) -> DatasetSettings:
         a `name` that is not the file's own.
     """
     path = Path(path)
-    dataset = validated(DatasetSettings, _read_yaml(path), source=path)
+    raw = read_yaml(path)
+    if raw.get("kind") == "micrographs":
+        raise InputError(
+            path,
+            expected="a dataset of tomograms",
+            found="one of micrographs",
+            remedy="micrographs are picked by `snakemake` alone (docs/micrographs.md)",
+        )
+    dataset = validated(DatasetSettings, raw, source=path)
     if dataset.name != path.stem:
         raise InputError(
             path,
@@ -156,6 +164,13 @@ def read_dataset(path: str | Path) -> DatasetSettings:
             remedy="give file and key the same name",
         )
     return dataset
+
+
+def kind_of(name: str, *, folder: str | Path = DATASETS_FOLDER) -> str:
+    """Say what a dataset is made of: `micrographs`, or `tomograms` (also where it is not there)."""
+    check_name(name, what="dataset name")
+    path = Path(folder) / f"{name}.yaml"
+    return str(read_yaml(path).get("kind", "tomograms")) if path.is_file() else "tomograms"
 
 
 def load_dataset(
@@ -185,29 +200,33 @@ def list_datasets(folder: str | Path = DATASETS_FOLDER) -> list[str]:
     return sorted(path.stem for path in Path(folder).glob("*.yaml"))
 
 
-def write_dataset(path: str | Path, dataset: DatasetSettings) -> None:
+def write_dataset(path: str | Path, dataset: DatasetSettings | MicrographDatasetSettings) -> None:
     """Write a new dataset file, each key with its description as a comment."""
     lines = [f"# Dataset {dataset.name}, written by `tomoline onboard`; edit it freely."]
-    for key, field in DatasetSettings.model_fields.items():
+    for key, field in type(dataset).model_fields.items():
         lines += textwrap.wrap(
             field.description or "", 98, initial_indent="# ", subsequent_indent="# "
         )
-        lines.append(f"{key}: {_yaml_value(getattr(dataset, key))}")
+        lines.append(f"{key}: {yaml_value(getattr(dataset, key))}")
     write_text(path, "\n".join(lines) + "\n")
 
 
 def update_dataset(path: str | Path, changes: Mapping[str, Any]) -> DatasetSettings:
     """Change single keys of a dataset file and leave every other line as a human left it."""
-    path = Path(path)
+    change_keys(Path(path), changes)
+    return read_dataset(path)
+
+
+def change_keys(path: Path, changes: Mapping[str, Any]) -> None:
+    """Change single keys of a file of lines `key: value`, and nothing else."""
     text = path.read_text(encoding="utf-8")
     for key, value in changes.items():
-        line = f"{key}: {_yaml_value(value)}"
+        line = f"{key}: {yaml_value(value)}"
         # the backslashes of JSON are doubled because re reads escapes in a replacement
         text, count = re.subn(rf"(?m)^{re.escape(key)}:.*$", line.replace("\\", r"\\"), text)
         if count == 0:
             text = text.rstrip("\n") + f"\n{line}\n"
     write_text(path, text)
-    return read_dataset(path)
 
 
 def explain(error: ValidationError) -> str:
@@ -219,7 +238,8 @@ def explain(error: ValidationError) -> str:
     )
 
 
-def _read_lines(path: Path) -> list[list[str]]:
+def read_lines(path: Path) -> list[list[str]]:
+    """Cells of a sheet, line by line; InputError where it is not there or is no text."""
     if not path.is_file():
         raise InputError(
             path,
@@ -239,15 +259,16 @@ def _read_lines(path: Path) -> list[list[str]]:
     return list(csv.reader(io.StringIO(text, newline=""), delimiter="\t"))
 
 
-def _check_header(path: Path, header: Sequence[str]) -> None:
-    missing = [name for name in SHEET_COLUMNS if name not in header]
+def check_header(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
+    """Refuse a sheet that lacks one of `columns`, or has a column twice: InputError."""
+    missing = [name for name in columns if name not in header]
     repeated = sorted({name for name in header if header.count(name) > 1})
     if missing or repeated:
         found = [f"no column {', '.join(missing)}"] if missing else []
         found += [f"repeated column {', '.join(repeated)}"] if repeated else []
         raise InputError(
             path,
-            expected="one tab-separated column each of " + ", ".join(SHEET_COLUMNS),
+            expected="one tab-separated column each of " + ", ".join(columns),
             found="; ".join(found),
             remedy="put the column back (tabs, not commas or blanks, between columns)",
         )
@@ -287,7 +308,8 @@ def _check_unique(path: Path, rows: Iterable[SheetRow]) -> None:
             )
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Keys and values of a dataset's file, not checked; InputError where it has none."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -314,13 +336,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _cell(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """What a value is in a sheet."""
     if value is None:
         return ""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return re.sub(r"[\t\r\n]+", " ", text)  # these would break the table
 
 
-def _yaml_value(value: Any) -> str:
+def yaml_value(value: Any) -> str:
+    """What a value is in a dataset's file."""
     # JSON is YAML; null and quoted strings read the same everywhere
     return json.dumps(value, ensure_ascii=False)

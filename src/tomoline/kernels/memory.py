@@ -40,6 +40,10 @@ def bytes_per_voxel(
     parameters = card.parameters
     if card.network == "unet":
         return _unet_bytes(parameters, len(card.classes), itemsize)
+    if card.of_images:
+        # Logits of all slices, three times, and probabilities of one or three axes; the maps are
+        # those of some slices at a time (`networks.slices.CHUNK_PIXELS`).
+        return 16.0 + len(card.classes) * (3.0 * itemsize + 16.0)
     channels = int(parameters.get("in_channels", 1))
     depth, width = int(parameters.get("depth", 49)), int(parameters.get("width", 2))
     maps, classes = channels + depth * width, len(card.classes)

@@ -25,6 +25,8 @@ CARD, WEIGHTS = "card.yaml", "weights.safetensors"
 # Networks that name a subtomogram as a whole; the others name each of its voxels.
 NAME_WHOLE = frozenset({"densenet", "dsmnet", "vgg"})
 MULTITASK = frozenset({"classification", "segmentation", "recovery"})  # DSM-Net's subnets
+# Networks of images; volumes are run through them slice by slice.
+OF_IMAGES = frozenset({"pyconv_unet", "unet2d"})
 
 
 def is_class_name(name: str) -> bool:
@@ -90,6 +92,7 @@ class ModelCard(BaseModel):
     description: str = ""
     network: str
     parameters: dict[str, Any]
+    # A segmenter marks parts of images, such as contamination, or a subtomogram's own voxels.
     role: Literal["localizer", "classifier", "segmenter"]
     classes: list[str] = Field(min_length=2)
     voxel_size_angstrom: float = Field(gt=0)
@@ -126,7 +129,8 @@ class ModelCard(BaseModel):
         low, high = self.voxel_size_range_angstrom
         if not low <= self.voxel_size_angstrom <= high:
             raise ValueError("voxel_size_angstrom lies outside voxel_size_range_angstrom")
-        needed = ("threshold", "bandwidth_vox") if self.role == "localizer" else ("box_vox",)
+        whole = "threshold" if self.network in OF_IMAGES else "box_vox"
+        needed = ("threshold", "bandwidth_vox") if self.role == "localizer" else (whole,)
         for key in needed:
             if getattr(self, key) is None:
                 raise ValueError(f"a {self.role} needs {key}")
@@ -137,6 +141,11 @@ class ModelCard(BaseModel):
     def names_whole(self) -> bool:
         """Whether it names a subtomogram as a whole, and not each of its voxels."""
         return self.network in NAME_WHOLE
+
+    @property
+    def of_images(self) -> bool:
+        """Whether it is a network of images, which sees a volume slice by slice."""
+        return self.network in OF_IMAGES
 
     def sift_for(self, localizer: ModelCard) -> Sift | None:
         """How this classifier sifts the candidates of a localizer; None where it was not fitted
@@ -206,16 +215,22 @@ def write_card(path: str | Path, card: ModelCard) -> None:
 def verify_weights(path: str | Path) -> ModelCard:
     """Check that the weight file is there and is the one its card was written for."""
     card = load_card(path)
-    weights = model_folder(path) / WEIGHTS
+    check_digest(model_folder(path), card.weights_sha256)
+    return card
+
+
+def check_digest(folder: Path, sha256: str) -> None:
+    """Refuse a folder whose weights are missing or have another hash than its card says."""
+    weights = folder / WEIGHTS
     if not weights.is_file():
         raise InputError(
             weights, expected="the model's weights", found="no such file",
             remedy="copy the weights beside their card, or train the model",
         )  # fmt: skip
     found = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if found != card.weights_sha256:
+    if found != sha256:
         raise InputError(
-            weights, expected=f"SHA-256 {card.weights_sha256[:16]}... as its card says",
+            weights, expected=f"SHA-256 {sha256[:16]}... as its card says",
             found=f"{found[:16]}...",
             remedy="the file is damaged or belongs to another card: copy both again",
         )  # fmt: skip

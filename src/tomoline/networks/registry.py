@@ -13,8 +13,11 @@ NETWORKS = {
     "densenet": "tomoline.networks.densenet:DenseNet",
     "dsmnet": "tomoline.networks.dsmnet:DSMNet",
     "encoder_decoder": "tomoline.networks.baselines:EncoderDecoder",
+    "hydrapicker": "tomoline.networks.hydrapicker:HydraPicker",
     "msdnet": "tomoline.networks.msdnet:MSDNet",
+    "pyconv_unet": "tomoline.networks.pyconv_unet:PyConvUNet",
     "unet": "tomoline.networks.unet:UNet",
+    "unet2d": "tomoline.networks.pyconv_unet:ImageUNet",
     "vgg": "tomoline.networks.baselines:VGG",
 }
 

@@ -51,14 +51,19 @@ def load_network(path: str | Path) -> tuple[ModelCard, nn.Module]:
     return card, network.eval()
 
 
-def save_model(folder: str | Path, card: ModelCard, state: dict[str, Tensor]) -> ModelCard:
-    """Write weights and card; returns the card with hash and parameter count filled in."""
-    folder = Path(folder)
+def write_weights(folder: Path, state: dict[str, Tensor]) -> str:
+    """Write weights into a model's folder, atomically; returns their SHA-256."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / WEIGHTS) as partial:
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, partial)
         partial.chmod(0o644)  # safetensors writes for its user alone
-    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+
+
+def save_model(folder: str | Path, card: ModelCard, state: dict[str, Tensor]) -> ModelCard:
+    """Write weights and card; returns the card with hash and parameter count filled in."""
+    folder = Path(folder)
+    digest = write_weights(folder, state)
     trained = dict(build(card.network, card.parameters).named_parameters())
     count = sum(v.numel() for k, v in state.items() if k in trained)
     card = card.model_copy(update={"weights_sha256": digest, "n_parameters": count})

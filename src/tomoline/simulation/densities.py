@@ -95,7 +95,17 @@ def load_density(folder: Path, name: str, voxel_size_angstrom: float = MAP_ANGST
         values = crop_and_centre(
             np.array(mrc.data, np.float32), scale=voxel_size_angstrom / MAP_ANGSTROM
         )
-    values /= np.percentile(values[values > 0.1 * values.max()], 99)
+    return made_density(name, values)
+
+
+def made_density(name: str, values: NDArray[np.float32], inside: float | None = None) -> Density:
+    """A structure of its density cube about the mass centre, put on the scale where 1 is inside.
+
+    `inside` is the density there; without it the 99th percentile of what is not empty.
+    """
+    if inside is None:
+        inside = float(np.percentile(values[values > 0.1 * values.max()], 99))
+    values = values / np.float32(inside)
     mask = values > MASK_LEVEL
     middle = np.asarray(values.shape) // 2
     radius = float(np.linalg.norm(np.argwhere(mask) - middle, axis=1).max())

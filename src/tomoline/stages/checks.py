@@ -17,7 +17,8 @@ from tomoline.contracts import BACKGROUND
 from tomoline.errors import InputError
 from tomoline.export.dialect import check_classes, check_tilt_series
 from tomoline.export.registry import dialect
-from tomoline.io.sheet import DATASETS_FOLDER, SheetRow, labels_file, load_dataset
+from tomoline.io.micrograph_sheet import MICROGRAPHS
+from tomoline.io.sheet import DATASETS_FOLDER, SheetRow, kind_of, labels_file, load_dataset
 from tomoline.networks.cards import ModelCard, check_multitask, load_card, verify_weights
 from tomoline.settings import Config, DatasetSettings, model_path
 from tomoline.stages.members import check_members, numbered, of_members
@@ -210,6 +211,8 @@ def check_run(config: Config, *, root: str | Path = ".", thorough: bool = True) 
     loaded = {
         name: load_dataset(name, folder=root / DATASETS_FOLDER)
         for name in dict.fromkeys(config.datasets)
+        # Micrographs are checked by `micrograph_run`.
+        if kind_of(name, folder=root / DATASETS_FOLDER) != MICROGRAPHS
     }
     for name, (dataset, rows) in loaded.items():
         _check_dataset(name, dataset, list(filter(is_run, rows)), config=config, cards=cards)

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from tomoline.networks.blocks import count_parameters
 from tomoline.networks.cards import ModelCard, Sift, load_card, model_folder
+from tomoline.networks.pickers import PickerCard, load_picker
 from tomoline.networks.weights import load_network
 
 
@@ -86,11 +88,32 @@ def format_model(facts: ModelFacts) -> str:
     rows += [(f"trained: {key}", str(value)) for key, value in card.training.items()]
     rows += [(f"measured: {key}", str(value)) for key, value in card.metrics.items()]
     rows.append(("licence", card.licence))
+    warnings = "".join(f"  WARNING: {text}\n" for text in facts.disagreements)
+    return _laid_out(card, rows) + warnings
+
+
+def format_picker(folder: str | Path) -> str:
+    """Lay a picker's card out for a terminal, its weights checked as `examine_model` does."""
+    card, network = load_picker(folder)
+    rows = [
+        ("folder", str(model_folder(folder))), ("role", card.role),
+        ("network", card.network + "".join(f", {k} {v}" for k, v in card.parameters.items())),
+        ("parameters", f"{count_parameters(network):,}"),
+        ("extent", f"a particle is {card.extent_px:g} pixels wide"),
+        ("weights", f"SHA-256 {card.weights_sha256[:16]}..., as the card says"),
+        *((f"head {name}", f"threshold {head.threshold:g}, trained on {head.source or 'nothing'}")
+          for name, head in card.heads.items()),
+        *((f"trained: {key}", str(value)) for key, value in card.training.items()),
+        *((f"measured: {key}", str(value)) for key, value in card.metrics.items()),
+        ("licence", card.licence),
+    ]  # fmt: skip
+    return _laid_out(card, rows)
+
+
+def _laid_out(card: ModelCard | PickerCard, rows: Sequence[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in rows)
     lines = [card.name, *([card.description] if card.description else []), ""]
-    lines += [f"  {name:{width}}  {value}" for name, value in rows]
-    lines += [f"  WARNING: {text}" for text in facts.disagreements]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(f"  {name:{width}}  {value}" for name, value in rows)]) + "\n"
 
 
 def _sift(sift: Sift) -> str:

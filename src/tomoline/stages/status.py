@@ -25,13 +25,15 @@ from tomoline.contracts import DOMAIN, STAGES
 from tomoline.errors import InputError
 from tomoline.export.registry import DIALECTS
 from tomoline.io.jobs import HISTORY, WAITING, WORKING, JobRecord, last_record
-from tomoline.io.sheet import SheetRow, list_datasets, load_dataset
+from tomoline.io.micrograph_sheet import MICROGRAPHS, load_micrographs
+from tomoline.io.sheet import SheetRow, kind_of, list_datasets, load_dataset
 from tomoline.settings import ExportSettings
 from tomoline.stages.checks import is_run
 
 State = Literal["done", "failed", "running", "queued", "interrupted", "to do", "-"]
 
 EVALUATE, REPORT = "evaluate", "report"
+PICK = "pick"  # the stage of a micrograph
 COLUMNS = (*STAGES, EVALUATE, REPORT)
 
 # What proves a stage done, below results/<dataset>/<tomogram>/; segment and export are counted.
@@ -45,6 +47,7 @@ _OUTPUTS: dict[str, tuple[str, ...]] = {
     "vote": ("particles.csv",),
     EVALUATE: ("evaluation.json",),
     REPORT: ("report/tomogram.html",),
+    PICK: ("picks.csv", "micrograph.json", "micrograph.png", "picks.star", "picks.box"),
 }
 _STAGE_OF_RULE = {"report_tomogram": REPORT}
 _LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d [\d:,.]+ ([A-Z]+)\s+\S+: (.*)$")
@@ -103,9 +106,10 @@ class TomogramStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetStatus:
-    """All tomograms of a dataset; `problem` where its files cannot be read."""
+    """All tomograms, or micrographs, of a dataset; `problem` where its files cannot be read."""
 
     name: str
+    kind: Literal["tomograms", "micrographs"] = "tomograms"
     tomograms: tuple[TomogramStatus, ...] = ()
     left_over: tuple[str, ...] = ()
     problem: str = ""
@@ -234,6 +238,16 @@ def stage_states(
     return states if job is None else _with_job(states, job, pulse)
 
 
+def pick_states(
+    folder: str | Path, *, pulse: Pulse, job: JobRecord | None = None
+) -> dict[str, StageStatus]:
+    """Read the state of a micrograph's only stage from its results folder, as `stage_states`."""
+    folder = Path(folder)
+    own = _evidence(folder, PICK, exports=())
+    states = {PICK: _one_stage(folder, PICK, own=own, later=None, pulse=pulse)}
+    return states if job is None else _with_job(states, job, pulse)
+
+
 def _with_job(
     states: dict[str, StageStatus], job: JobRecord, pulse: Pulse
 ) -> dict[str, StageStatus]:
@@ -272,7 +286,35 @@ def read_domain(folder: str | Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _micrographs_status(project: Path, name: str, *, now: float) -> DatasetStatus:
+    _, rows = load_micrographs(name, folder=project / "config" / "datasets")
+    results = project / "results" / name
+    pulse = Pulse(now, locked=any((project / ".snakemake" / "locks").glob("*")))
+    found = []
+    for row in rows:
+        folder = results / row.micrograph
+        job = last_record(folder / HISTORY) if row.wanted else None
+        found.append(
+            TomogramStatus(
+                tomogram=row.micrograph,
+                use=row.wanted,
+                verdict=row.verdict,
+                reason=row.reason,
+                stages=pick_states(folder, pulse=pulse, job=job) if row.wanted else {},
+                particles=accepted_particles(folder / "picks.csv") if row.wanted else None,
+                job=job,
+            )
+        )
+    known = {row.micrograph for row in rows}
+    return DatasetStatus(
+        name=name, kind="micrographs", tomograms=tuple(found),
+        left_over=tuple(_left_over(results, known=known)),
+    )  # fmt: skip
+
+
 def _dataset_status(project: Path, name: str, *, now: float) -> DatasetStatus:
+    if kind_of(name, folder=project / "config" / "datasets") == MICROGRAPHS:
+        return _micrographs_status(project, name, now=now)
     _, rows = load_dataset(name, folder=project / "config" / "datasets")
     results = project / "results" / name
     pulse = Pulse(now, locked=any((project / ".snakemake" / "locks").glob("*")))
@@ -393,8 +435,12 @@ def _format_dataset(dataset: DatasetStatus) -> str:
     if dataset.problem:
         return "\n".join([*lines, f"  cannot be read: {dataset.problem}", ""])
     columns = [name for name in COLUMNS if name != EVALUATE or _evaluated(dataset)]
+    if dataset.kind == MICROGRAPHS:
+        columns = [PICK]
     jobs = {row.tomogram: _live_job(row) for row in dataset.tomograms}
-    table = [["tomogram", *columns, *(["SLURM job"] if any(jobs.values()) else []), "particles"]]
+    table = [
+        [dataset.kind[:-1], *columns, *(["SLURM job"] if any(jobs.values()) else []), "particles"]
+    ]
     for row in dataset.tomograms:
         if row.use:
             cells = [str(row.stages[name].state) for name in columns]
@@ -407,7 +453,7 @@ def _format_dataset(dataset: DatasetStatus) -> str:
     lines += _notes(dataset)
     counts = [f"{n} {word}" for word, n in dataset.counts.items() if word != "tomograms"]
     counts[-1] = f"{dataset.particles} accepted particles"
-    lines.append(f"  {len(dataset.tomograms)} tomograms: " + ", ".join(counts))
+    lines.append(f"  {len(dataset.tomograms)} {dataset.kind}: " + ", ".join(counts))
     return "\n".join([*lines, ""])
 
 

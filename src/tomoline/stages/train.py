@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tomoline.contracts import BACKGROUND
 from tomoline.errors import InputError
-from tomoline.infer import Runner, choose_device, choose_precision
+from tomoline.infer import Runner, choose_device, choose_precision, for_images
 from tomoline.io.atomic import atomic_path, write_text
 from tomoline.kernels.choose import speed_up
 from tomoline.log import get_logger
@@ -25,7 +25,7 @@ from tomoline.networks.cards import NAME_WHOLE
 from tomoline.networks.registry import build
 from tomoline.networks.weights import WEIGHTS, ModelCard, save_model
 from tomoline.report.curves import draw_curves
-from tomoline.settings import ClassifySettings, SegmentSettings, TrainSettings
+from tomoline.settings import ClassifySettings, Section, SegmentSettings, TrainSettings
 from tomoline.simulation.densities import SHREC_CLASSES, Density, load_density
 from tomoline.stages.calibrate import calibrate
 from tomoline.stages.confidence import (
@@ -75,7 +75,7 @@ def run(
     sets = sets_of(settings) if settings.source == "subtomograms" else None
     classes = sets.classes if sets else tuple(settings.classes) or SHREC_CLASSES
     precision = choose_precision(settings.precision, device)
-    network = _network(settings, len(classes)).to(device)
+    network = for_images(_network(settings, len(classes)).to(device))
     kernel = speed_up(network, device, precision, trains=True)
     log.info("training on %s, %s, kernel %s", device, _name(precision), kernel)
     where = {
@@ -88,7 +88,9 @@ def run(
         densities = [load_density(Path(inputs["densities"]), name) for name in classes]
         source = _source(settings, densities, Path(inputs["densities"]))
         recipe = _recipe(settings, source, densities, where)
-    trainer = Trainer(network, recipe, TrainOptions(**_shared(settings, TrainOptions)), Path(work))
+    trainer = Trainer(
+        network, recipe, TrainOptions(**shared_options(settings, TrainOptions)), Path(work)
+    )
     trainer.run()
     if not distributed.is_first():
         return
@@ -115,7 +117,7 @@ def _name(dtype: torch.dtype) -> Any:
     return str(dtype).removeprefix("torch.")
 
 
-def _shared(settings: TrainSettings, kind: type[Any]) -> dict[str, Any]:
+def shared_options(settings: Section, kind: type[Any]) -> dict[str, Any]:
     """The settings that an options class has under the same name, but for what the device sets."""
     chosen = {"device", "precision"}
     return {
@@ -148,10 +150,10 @@ def _recipe(
     settings: TrainSettings, source: Source, densities: list[Density], where: dict[str, Any]
 ) -> Recipe:
     if settings.network in NAME_WHOLE:
-        own = _shared(settings, SubtomogramOptions) | settings.candidates.model_dump()
+        own = shared_options(settings, SubtomogramOptions) | settings.candidates.model_dump()
         whole = SubtomogramOptions(**own, **where)
         return SubtomogramRecipe(source, len(densities) + 1, whole)
-    options = MSDNetRecipeOptions(**_shared(settings, MSDNetRecipeOptions), **where)
+    options = MSDNetRecipeOptions(**shared_options(settings, MSDNetRecipeOptions), **where)
     return MSDNetRecipe(source, [d.effective_radius_vox for d in densities], options)
 
 
@@ -163,6 +165,12 @@ def _parameters(settings: TrainSettings, classes: int) -> dict[str, Any]:
         return {"classes": classes, **getattr(settings, settings.network).model_dump(mode="json")}
     if settings.network in ("vgg", "encoder_decoder"):
         return {"classes": classes}
+    if settings.network == "pyconv_unet":
+        own = settings.pyconv
+        return {
+            "classes": classes, "in_channels": own.slices, "filters": list(own.filters),
+            "pyramid": list(own.pyramid),
+        }  # fmt: skip
     return {"classes": classes, **settings.shape.model_dump()}
 
 

@@ -20,6 +20,7 @@ from tomoline.training import distributed
 from tomoline.training.optimisers import Muon
 from tomoline.training.options import TrainOptions
 
+MOMENTUM = 0.9  # of SGD
 log = get_logger(__name__)
 
 
@@ -41,11 +42,15 @@ class Recipe(Protocol):
 
 
 def learning_rate(options: TrainOptions, progress: float) -> float:
-    """Rate at `progress` epochs: warm-up, then the paper's steps or a cosine to zero."""
+    """Rate at `progress` epochs: warm-up, then VP-Detector's steps, a cosine to zero, or cosines
+    with warm restarts."""
     warm = min(1.0, (progress + 1e-3) / options.warmup_epochs) if options.warmup_epochs else 1.0
     if options.schedule == "paper":
         return options.learning_rate * warm * float(0.1 ** (progress // options.step_epochs))
-    done = min(1.0, progress / options.max_epochs)
+    if options.schedule == "restarts":
+        done = (progress % options.step_epochs) / options.step_epochs
+    else:
+        done = min(1.0, progress / options.max_epochs)
     return options.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -55,6 +60,14 @@ def _processor_time() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
+def _optimiser(network: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    weights, rate = network.parameters(), options.learning_rate
+    if options.optimiser == "sgd":
+        return torch.optim.SGD(weights, lr=rate, momentum=MOMENTUM)
+    kind = Muon if options.optimiser == "muon" else torch.optim.Adam
+    return kind(weights, lr=rate, betas=options.betas)
+
+
 class Trainer:
     """Trains `network` by `recipe` in `folder`: `checkpoint.pt`, `best.pt`, `curves.jsonl`."""
 
@@ -62,9 +75,7 @@ class Trainer:
         self, network: nn.Module, recipe: Recipe, options: TrainOptions, folder: Path
     ) -> None:
         self.network, self.recipe, self.options, self.folder = network, recipe, options, folder
-        kind = Muon if options.optimiser == "muon" else torch.optim.Adam
-        own = {"lr": options.learning_rate, "betas": options.betas}
-        self.optimiser = kind(network.parameters(), **own)  # type: ignore[arg-type]
+        self.optimiser = _optimiser(network, options)
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
         self.next_epoch, self.steps = 0, 0
         self.best, self.best_epoch = math.inf, -1

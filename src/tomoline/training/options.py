@@ -10,11 +10,11 @@ from typing import Literal
 class TrainOptions:
     """Optimiser, schedule and stopping; epochs are counted from 0."""
 
-    optimiser: Literal["adam", "muon"] = "adam"
+    optimiser: Literal["adam", "muon", "sgd"] = "adam"
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)  # of Adam
-    schedule: Literal["paper", "cosine"] = "paper"
-    step_epochs: int = 80  # paper: divided by 10 after every 80 epochs
+    schedule: Literal["paper", "cosine", "restarts"] = "paper"
+    step_epochs: int = 80  # paper: divided by 10 after every 80 epochs; restarts: one cosine
     max_epochs: int = 500
     stop_epochs: int = 0  # end here, on the schedule for max_epochs; 0: at its end
     stop_processor_hours: float = 0.0  # end after the epoch that fills it; 0: no limit

@@ -22,12 +22,12 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-.venv-copick/.ready: tests/interop/copick.lock
-	$(PYTHON) -m venv .venv-copick
-	.venv-copick/bin/python -m pip install --quiet --no-deps -r tests/interop/copick.lock
+.venv-%/.ready: tests/interop/%.lock
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --no-deps -r $<
 	touch $@
 
-readers: .venv-copick/.ready ## Make .venv-copick, in which the tests read our copick projects with copick
+readers: .venv-copick/.ready .venv-cryocat/.ready ## Make environments in which the tests read our files with copick and cryoCAT
 
 setup: $(READY) ## Make .venv with everything pinned in requirements.lock
 	@echo "Ready: $(BIN)/tomoline, $(BIN)/snakemake (source $(BIN)/activate)"

@@ -22,7 +22,13 @@ include: "workflow/rules/simulate.smk"
 include: "workflow/rules/simulate_micrographs.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/images.smk"
-include: "workflow/rules/finetune.smk"
+
+
+if can_finetune():
+
+    include: "workflow/rules/finetune.smk"
+
+
 include: "workflow/rules/common_benchmark.smk"
 include: "workflow/rules/benchmark.smk"
 

@@ -1,7 +1,8 @@
 """What the line makes of tomograms that it should find nothing in, or that its models do not know.
 
     snakemake simulate --cores all --configfile config/simulate/stress.yaml
-    python benchmarks/out_of_depth.py [--cores 2]     # some minutes; then benchmarks_page.py
+    python benchmarks/out_of_depth.py [--cores 2] [--each 2]   # half an hour on two cores; then
+                                                               # benchmarks_page.py
 
 Runs the whole workflow with the configuration as shipped, in a project of its own below
 results/benchmarks/out-of-depth, and writes table.md there: of each tomogram how many particles
@@ -76,10 +77,10 @@ def simulated(kind: str, number: int) -> Case:
     return Case(kind, number, volume, size, truth if len(truth) else None)
 
 
-def cases() -> list[Case]:
-    """All tomograms that are run."""
+def cases(each: int) -> list[Case]:
+    """All tomograms that are run, so many of each kind."""
     found = []
-    for number in (1, 2):
+    for number in range(1, each + 1):
         noise = np.random.default_rng(number).normal(size=(100, 256, 256)).astype(np.float32)
         found.append(Case("white-noise", number, noise, VOXEL_SIZE))
         found += [simulated(kind, number) for kind in ("noise", "membranes-gold", "inverted")]
@@ -122,10 +123,11 @@ def main() -> None:
     """Make the project, run it, write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cores", default="all")
-    cores = parser.parse_args().cores
-    project, given = WORK / "project", WORK / "tomograms"
+    parser.add_argument("--each", type=int, choices=(1, 2), default=2, help="tomograms of a kind")
+    arguments = parser.parse_args()
+    cores, todo = arguments.cores, cases(arguments.each)
+    project, given = WORK / "project", WORK / f"tomograms-{arguments.each}"
     given.mkdir(parents=True, exist_ok=True)
-    todo = cases()
     for case in todo:
         write(case, given)
     if not (project / "Snakefile").is_file():

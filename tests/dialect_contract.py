@@ -352,11 +352,11 @@ READERS: dict[str, Callable[[Sequence[File]], list[Found]]] = {
     "csv": _each(read_csv),
 }
 READ_WITH = {
-    "relion5": "starfile",
-    "relion4": "starfile",
+    "relion5": "starfile; cryoCAT",
+    "relion4": "starfile; cryoCAT",
     "relion3": "starfile; RELION 3.1.3 itself",
     "warp": "starfile",
-    "dynamo": "dynamotable",
+    "dynamo": "dynamotable; cryoCAT",
     "imod": "numpy; imodmodel (.mod)",
     "eman2": "json, by e2spt_boxer's formula",
     "copick": "copick",
@@ -462,6 +462,11 @@ _CUT = """\
 What RELION 3.1.3 (`relion_preprocess --extract`) cut at the places of our `relion3` files out of
 two tomograms with a bright dot a particle (`tests/interop/test_relion.py`): the middle slices of
 the boxes in z, y and x. The cross marks voxel 8 of 16, RELION's middle.
+
+Beside the readers whose numbers these are, cryoCAT reads four kinds of tomogram from `relion5`
+(`relion_centre: cpp`, as it has the centre), `relion4` and `dynamo`
+(`tests/interop/test_cryocat.py`), and imodmodel the `.mod`. emfile reads EM motive lists, which
+none of the dialects is.
 """
 
 if __name__ == "__main__":

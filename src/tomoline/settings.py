@@ -907,6 +907,9 @@ class FinetuneSettings(Section):
     steps_per_epoch: int = Field(20, ge=1, description="Steps an epoch.")
     batch_size: int = Field(64, ge=1, description="Subtomograms a step.")
     learning_rate: float = Field(5e-4, gt=0, description="Rate of Adam at the start.")
+    test_time_flips: Flips = Field(
+        8, description="As in `classify`, where it is measured what was learnt."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="As in `segment`.")
     seed: int = Field(1, ge=0, description="The same seed gives the same training.")
 

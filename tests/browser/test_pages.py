@@ -14,6 +14,7 @@ import pytest
 from devtools import Browser
 from needed import absent
 
+from tomoline.io.atomic import write_json
 from tomoline.stages import report_dataset
 
 WIDTHS = (1280, 390)
@@ -284,3 +285,35 @@ def test_snakemakes_zip_holds_the_folder_with_its_links(browser, reports, screen
         assert "Slices" in browser.run("document.body.textContent")
         browser.wait_for(DRAWN)
         assert complaints(browser) == [] and browser.outside() == []
+
+
+# What a user may write into a sheet or call a class; each would do harm where it is not escaped.
+EVIL = ("<img src=x onerror='window.harmed=1'>", "</script><script>window.harmed=2</script>",
+        'a"b', "O'Reilly & Sons", "{{7*7}}", "a.b[0]", "α-β ßtrange", "50% 'done'", "#c0", "NaN",
+        "1e5", "2cg9")  # fmt: skip
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_names_are_shown_as_they_are_and_run_nothing(browser, tmp_path, monkeypatch, width) -> None:
+    monkeypatch.setattr(fabricated_run, "CLASSES", EVIL)
+    monkeypatch.setattr(fabricated_run, "TOO_SMALL", EVIL[0])
+    results = tmp_path / "results" / "evil"
+    for n in range(2):
+        fabricated_run.make_tomogram(results / f"t{n}", n=30, shape=(16, 48, 48), truth=True,
+                                     seed=n, warnings=EVIL)  # fmt: skip
+        write_json(results / f"t{n}" / "domain.json", {"in_domain": "no", "reason": EVIL[1]})
+        fabricated_run.report_tomogram_of(results / f"t{n}", slices=1)
+    (results / "bad" / "logs").mkdir(parents=True)
+    (results / "bad" / "particles.csv").write_bytes((results / "t0" / "particles.csv").read_bytes())
+    page = report_dataset.from_results(results, "evil")
+    for address in (page, results / "t0" / "report" / "tomogram.html"):
+        browser.open(address.as_uri(), width=width)
+        browser.wait_for("document.querySelectorAll('.plot.drawn').length == 1")
+        browser.run("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        assert browser.run("window.harmed") is None
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        assert browser.run(WIDE) == []
+        told = browser.run("document.body.textContent")
+        assert all(name in told for name in EVIL)
+        assert browser.outside() == [] and browser.errors == []
+        assert not browser.run("[...document.querySelectorAll('img')].some(e => !e.src)")

@@ -13,7 +13,9 @@ from pathlib import Path
 import dialect_contract as contract
 import imodmodel
 import numpy as np
+import pandas as pd
 import pytest
+import starfile
 from needed import absent
 
 from tomoline.export.dialect import TomogramParticles, selected
@@ -61,6 +63,29 @@ def test_a_shift_of_two_hundredths_is_seen(name: str, planted: dict, tmp_path: P
         moved[case] = replace(planted[case], particles=table)
     largest = contract.errors(name, moved, tmp_path)
     assert list(largest.values()) == pytest.approx([0.02] * 3, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["relion5", "relion4", "relion3", "warp", "csv"])
+def test_what_can_hold_them_keeps_share_margin_and_probabilities(
+    name: str, planted: dict, tmp_path: Path
+) -> None:
+    """Read by starfile or pandas; the other dialects have no place for them (docs)."""
+    given = next(iter(planted.values()))
+    table, rng = given.particles.copy(), np.random.default_rng(1)
+    judged = ["vote_share", "margin", *(f"p_{kind}" for kind in contract.CLASSES)]
+    table[judged] = rng.random((len(table), len(judged)))
+    chosen = selected(replace(given, particles=table), ExportSettings())
+    path = tmp_path / DIALECTS[name].file_name
+    DIALECTS[name].write(chosen, path, ExportSettings())
+    if name == "csv":
+        found = pd.read_csv(path)[judged]
+    else:
+        blocks = starfile.read(path, always_dict=True)
+        labels = ["VoteShare", "Margin", *(f"Probability_{kind}" for kind in contract.CLASSES)]
+        block = blocks.get("particles", next(iter(blocks.values())))
+        found = block[[f"tomoline{label}" for label in labels]]
+    assert len(found) == len(contract.truth(next(iter(planted)))) > 3
+    np.testing.assert_allclose(found.to_numpy(float), chosen.particles[judged], atol=1e-6)
 
 
 def test_the_table_in_the_docs_has_every_dialect() -> None:

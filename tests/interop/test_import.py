@@ -11,6 +11,7 @@ import mrcfile
 import numpy as np
 import pandas as pd
 import pytest
+import starfile
 from dialect_contract import CLASSES, Case, table_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -219,6 +220,74 @@ def test_of_a_copick_project_peoples_picks_are_read_with_their_radii(project: Pa
     assert done.tables["TS_01"].drop(columns="score").to_dict("records") == [
         {"id": 1, "class": "vault", "z_vox": 7.05, "y_vox": 6, "x_vox": 5, "radius_vox": 30}
     ]
+
+
+def test_a_copick_points_shift_is_part_of_its_place(project: Path) -> None:
+    """copick: the centre is the location plus the last column of the transformation."""
+    picks = {
+        "pickable_object_name": "vault", "user_id": "anna", "session_id": "1", "run_name": "TS_01",
+        "points": [{"location": {"x": 50, "y": 60, "z": 70},
+                    "transformation_": [[0, 1, 0, 10], [1, 0, 0, 20], [0, 0, -1, -30],
+                                        [0, 0, 0, 1]]}],
+    }  # fmt: skip
+    path = project / "picks.json"
+    path.write_text(json.dumps(picks))
+    done = import_picks(Picks(path=path, dialect="copick", dataset="d"), project=project)
+    (row,) = done.tables["TS_01"].to_dict("records")
+    assert (row["x_vox"], row["y_vox"], row["z_vox"]) == (6, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "text"),
+    [
+        ("eman2", '{"apix_unbin": 2.5, "boxes_3d": [[NaN, 0, 0, "manual", 0.5, 0]]}'),
+        ("portal", '{"type": "point", "location": {"x": NaN, "y": 1, "z": 2}}\n'),
+        ("copick", '{"pickable_object_name": "a", "points": [{"location": '
+                   '{"x": NaN, "y": 1, "z": 2}}]}'),
+        ("imod", "nan 1 2\n"),
+        ("csv", "x,y,z\nnan,1,2\n"),
+    ],
+)  # fmt: skip
+def test_a_place_that_is_no_number_is_refused(dialect: str, text: str, project: Path) -> None:
+    path = project / "picks"
+    path.write_text(text)
+    with pytest.raises(InputError):
+        import_picks(
+            Picks(path=path, dialect=dialect, dataset="d", tomogram="TS_01"), project=project
+        )
+
+
+def test_a_class_name_that_no_file_can_hold_is_refused(project: Path) -> None:
+    path = project / "picks.csv"
+    path.write_text('x,y,z,class\n1,1,2,"the ""big"" one"\n')
+    with pytest.raises(InputError, match="without quotes"):
+        import_picks(
+            Picks(path=path, dialect="csv", dataset="d", tomogram="TS_01"), project=project
+        )
+
+
+@pytest.mark.parametrize("name", ["relion5", "relion4", "relion3"])
+@pytest.mark.parametrize("angle", [None, 0.0, 30.0])
+def test_what_a_refinement_moved_is_where_relion_has_it(
+    name: str, angle: float | None, project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RELION takes the origin off the coordinate: 5 A, half a voxel of 10 A, in x."""
+    path = exported(project, name, ("TS_01",)) / "particles.star"
+    blocks = starfile.read(path, always_dict=True, parse_as_string=["tomolineClassName"])
+    table = blocks.get("particles", next(iter(blocks.values())))
+    for axis in "XYZ":
+        before = table.get(f"rlnOrigin{axis}Angst", 0.0)
+        table[f"rlnOrigin{axis}Angst"] = before + 5.0 * (axis == "X")
+    if angle is not None:
+        for turn in ("Rot", "Tilt", "Psi"):
+            table[f"rlnTomoSubtomogram{turn}"] = angle
+    starfile.write(blocks, path)
+    with caplog.at_level("WARNING"):
+        done = import_picks(Picks(path=path, dialect=name, dataset="d"), project=project)
+    turned = bool(angle) and name != "relion3"  # whose origins have the tomogram's axes
+    x = sorted(done.tables["TS_01"]["x_vox"])
+    assert x == pytest.approx(np.array([5.125, 12, 22]) - (0.0 if turned else 0.5), abs=1e-4)
+    assert ("not applied" in caplog.text) == turned
 
 
 def test_a_tomogram_that_is_turned_is_placed_as_prepare_places_it() -> None:

@@ -147,3 +147,24 @@ def test_occupancy_faults(fault: str, tmp_path: Path) -> None:
         np.savez(path, **{name: np.full((2, 2, 2), 0.5 if fault == "fractions" else 1)})
     with pytest.raises(InputError):
         read_occupancy(path, (3, 3, 3) if fault == "shape" else (2, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("x;y;z;class\r\n1,5;2;3,25;my ribosome \r\n", "utf-8-sig"),
+        ("x\ty\tz\tclass\n1,5\t2\t3,25\tmy ribosome\n", "utf-8"),
+        ("x,y,z,class\n1.5,2,3.25, my ribosome \n", "utf-8-sig"),
+    ],
+)
+def test_tables_of_spreadsheet_programs_are_read_alike(
+    text: str, encoding: str, tmp_path: Path
+) -> None:
+    (tmp_path / "p.csv").write_text(text, encoding=encoding)
+    table = read_truth(tmp_path / "p.csv")
+    assert zyx(table) == [[3.25, 2, 1.5]] and list(table["class"]) == ["my ribosome"]
+
+
+def test_a_thousand_between_commas_is_no_decimal(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'1,234'"):
+        read_truth(write(tmp_path / "p.csv", 'x,y,z\n"1,234",2,3\n'))

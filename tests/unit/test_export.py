@@ -9,7 +9,7 @@ import starfile
 
 from tomoline.contracts import VolumeTransform
 from tomoline.errors import InputError
-from tomoline.export.dialect import Place
+from tomoline.export.dialect import LISTING, Place, check_tilt_series
 from tomoline.export.geometry import TomogramGeometry
 from tomoline.export.registry import DIALECTS, dialect
 from tomoline.io.tables import read_particles, write_particles
@@ -190,11 +190,134 @@ def test_import_list_names_the_files_that_have_particles(tmp_path: Path) -> None
 def test_class_files_of_earlier_settings_go(tmp_path: Path) -> None:
     folder = run_combine(tmp_path, "relion5", TABLES)
     run_combine(tmp_path, "relion5", TABLES, classes=["1bxn"])
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "1bxn.star",
-        "import.star",
-        "particles.star",
-    ]
+    assert shown(folder) == ["1bxn.star", "import.star", "particles.star"]
+
+
+def shown(folder: Path) -> list[str]:
+    """Files below a folder but for the list of them."""
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(path.as_posix() for path in files if path.name != LISTING)
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_nothing_of_an_earlier_set_is_left(name: str, tmp_path: Path) -> None:
+    """Other classes, or a tomogram less: what is there is what a first run would have written."""
+    folder = run_combine(tmp_path, name, TABLES)
+    (folder / "mine.star").write_text("somebody's own\n")
+    fewer = {"c": TABLES["c"]}
+    run_combine(tmp_path, name, fewer, classes=["1bxn"])
+    fresh = tmp_path / "fresh"
+    run_combine(fresh, name, fewer, classes=["1bxn"])
+    alike = [path.replace(str(fresh), str(tmp_path)) for path in shown(fresh / "export" / name)]
+    kept = [path for path in shown(folder) if path != "mine.star"]
+    assert [Path(p).name for p in kept] == [Path(p).name for p in alike]
+    assert (folder / "mine.star").is_file()
+    assert not [path for path in kept if "4v94" in path or "TS_a" in path]
+
+
+# Names that a user may give a class of his own, each with a sign that some format trips over.
+AWKWARD = (
+    "70S ribosome", "α-β", "a_b", "a-b", "a b", "a-b-2", "A", "a", "#1", "-x", "..", "data_x",
+    "loop_", "_z", "a,b", "$x", ";y", "[q]", "<b>", "x/y", "NA", "nan", "1e5", "0", "particles",
+)  # fmt: skip
+
+
+def awkward(folder: Path) -> dict[str, str]:
+    """A tomogram with a particle of each awkward class, at x = 1, 2, ..."""
+    made = make(folder, "t1", [(n, "1bxn", 0.5) for n in range(1, len(AWKWARD) + 1)])
+    table = read_particles(made["particles"]).drop(columns=[f"p_{c}" for c in CLASSES])
+    table["x_vox"], table["class"] = table["particle_id"].astype(float), list(AWKWARD)
+    own = pd.DataFrame({f"p_{c}": [float(c == d) for d in AWKWARD] for c in AWKWARD})
+    write_particles(made["particles"], pd.concat([table, own], axis=1))
+    return made
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_classes_of_any_name_come_back(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "out" / DIALECTS[name].file_name
+    export.run(awkward(tmp_path), {name: path}, settings=ExportSettings(), dataset=DATASET,
+               tilt_series="TS_1")  # fmt: skip
+    table = read_back(name, path)
+    assert sorted(table["x_vox"].round(3)) == list(range(1, len(AWKWARD) + 1))
+    if "class" in DIALECTS[name].keeps:
+        by_place = {round(x): kind for x, kind in zip(table["x_vox"], table["class"], strict=True)}
+        assert [by_place[n] for n in sorted(by_place)] == list(AWKWARD)
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_each_class_has_a_file_of_its_own_below_the_folder(name: str, tmp_path: Path) -> None:
+    """No name leads out of the folder, none takes another one's file."""
+    made = awkward(tmp_path / "in")
+    folder = tmp_path / "out" / name
+    combine.run(
+        {"particles": [made["particles"]], "transforms": [made["transform"]]},
+        {name: folder / DIALECTS[name].combined_name}, settings=ExportSettings(),
+        dataset=DATASET, tilt_series=["TS_1"],
+    )  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    files = shown(folder)
+    assert len({file.casefold() for file in files}) == len(files)
+    ending = {"dynamo": ".tbl", "csv": ".csv", "portal": ".ndjson", "copick": ".json"}.get(
+        name, ".star"
+    )
+    own = [file for file in files if file.endswith(ending)]
+    if name not in ("imod", "eman2"):  # these have a file a tomogram
+        assert len(own) >= len(AWKWARD)
+    if name == "portal":
+        assert set(read_back(name, folder / "TS_1")["class"]) == set(AWKWARD)
+    if name == "relion5":
+        labels = starfile.read(folder / "particles.star", always_dict=True)["particles"].columns
+        assert sum(label.startswith("tomolineProbability_") for label in labels) == len(AWKWARD)
+
+
+@pytest.mark.parametrize(
+    "series", ["../../evil", "/evil", "..", 'a "quoted" one', "it's", "a\nb", "back\\slash"]
+)
+def test_a_tilt_series_whose_name_no_file_can_have_is_refused(series: str, tmp_path: Path) -> None:
+    made = make(tmp_path, "t1", ROWS)
+    out = tmp_path / "results" / "out"
+    with pytest.raises(InputError, match="column tilt_series"):
+        combine.run(
+            {"particles": [made["particles"]], "transforms": [made["transform"]]},
+            {"copick": out / "copick_config.json"}, settings=ExportSettings(), dataset=DATASET,
+            tilt_series=[series],
+        )  # fmt: skip
+    with pytest.raises(InputError, match="column tilt_series"):
+        export.run(made, {"copick": out / "copick_config.json"}, settings=ExportSettings(),
+                   dataset=DATASET, tilt_series=series)  # fmt: skip
+    assert not (tmp_path / "results").exists()
+
+
+def test_tilt_series_whose_files_would_have_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'TS 1' and 'ts_1'"):
+        check_tilt_series(["TS 1", "TS_2", "ts_1"])
+    check_tilt_series(["TS 1", "TS_2", "α", "#3", "-4"])
+
+
+def test_it_is_said_why_nothing_was_exported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file without rows is legal, and easily taken for a fault of the program that reads it."""
+    for rows, said in ((ROWS, "none of the 2 accepted particles meets export.min_score = 0.95"),
+                       ([], "no particles were found")):  # fmt: skip
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            one(tmp_path, rows=rows, min_score=0.95)
+            run_combine(tmp_path, "csv", {"a": rows}, min_score=0.95)
+        assert [said in record.getMessage() for record in caplog.records] == [True, True]
+
+
+def test_a_path_that_a_program_cannot_take_is_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = make(tmp_path, "t1", ROWS)
+    transform = Path(made["transform"])
+    raw = json.loads(transform.read_text())
+    transform.write_text(json.dumps(raw | {"source": "/data/my session/t1.mrc"}))
+    outputs = {name: tmp_path / "o" / DIALECTS[name].file_name for name in DIALECTS}
+    with caplog.at_level("WARNING"):
+        export.run(made, outputs, settings=ExportSettings(), dataset=DATASET, tilt_series="TS_1")
+    assert [record.args[0] for record in caplog.records] == ["relion3", "dynamo"]
 
 
 def test_combined_relion4_and_csv(tmp_path: Path) -> None:

@@ -8,25 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_project import VOXEL_SIZE, balls, save_threshold_network
+from tiny_project import ROOT, VOXEL_SIZE, balls, save_threshold_network
 
 from tomoline.contracts import VolumeTransform
 from tomoline.errors import InputError
 from tomoline.evaluation.held_out import Held, Judged, figures
-from tomoline.io.annotations import annotation_table, label_table, write_labels
-from tomoline.io.mrc import write_volume
-from tomoline.io.tables import candidate_table, write_candidates
-from tomoline.networks.cards import ModelCard, load_card
+from tomoline.io.annotations import annotation_table, label_table, read_labels, write_labels
+from tomoline.io.mrc import open_volume, write_volume
+from tomoline.io.tables import candidate_table, read_candidates, write_candidates
+from tomoline.networks.cards import ModelCard, load_card, write_card
 from tomoline.networks.dsmnet import DSMNet
 from tomoline.networks.msdnet import MSDNet
 from tomoline.networks.weights import load_network, save_model
 from tomoline.settings import Config, FinetuneSettings, validated
 from tomoline.stages.checks import start_of
 from tomoline.stages.finetune import run
+from tomoline.stages.labelled import Given, labelled, radii_of
 from tomoline.training.data import core_radius
 from tomoline.training.losses import UNKNOWN, weighted_focal_loss
-from tomoline.training.points import Points, background_places, point_volume
-from tomoline.training.tuning import Tuned, extended
+from tomoline.training.points import Points, background_places, point_volume, unknown_near
+from tomoline.training.tuning import Tuned, TuneRecipe, extended
 
 SHAPE = (40, 48, 56)
 NONE = np.empty((0, 3))
@@ -230,7 +231,9 @@ def files(tmp_path: Path) -> dict[str, object]:
     }
 
 
-def teach(files: dict[str, object], folder: Path, **settings) -> dict:
+def teach(
+    files: dict[str, object], folder: Path, truths: dict[str, str] | None = None, **settings
+) -> dict:
     chosen = {"name": "mine", "epochs": 8, "steps_per_epoch": 8, "batch_size": 24, "views": 4,
               "learning_rate": 5e-3, "layers": "all", "keep_named": 1, "held_out": ["c"],
               "device": "cpu", **settings}  # fmt: skip
@@ -239,7 +242,8 @@ def teach(files: dict[str, object], folder: Path, **settings) -> dict:
                for role in {"classifier", *roles}}  # fmt: skip
     outputs |= {"figures": str(folder / "finetune.json"), "page": str(folder / "finetune.html")}
     run(
-        files, outputs, settings=FinetuneSettings(**chosen), tomograms=["a", "b", "c"], truths={},
+        files, outputs, settings=FinetuneSettings(**chosen), tomograms=["a", "b", "c"],
+        truths=truths or {},
         tilt_series={}, dataset={"name": "d", "sheet": "d.tsv"}, work=str(folder / "work"),
     )  # fmt: skip
     found: dict = json.loads((folder / "finetune.json").read_text())
@@ -258,7 +262,8 @@ def test_what_was_learnt_is_named_rightly_on_a_tomogram_that_was_held_out(files,
     assert network.classes == 4
     start = load_card(tmp_path / "classifier")
     assert card.training["finetuned_from"]["weights_sha256"] == start.weights_sha256
-    assert card.metrics["finetune"]["after"] == told["after"]
+    brief = {key: value for key, value in told["after"].items() if key != "classes"}
+    assert card.metrics["finetune"]["after"] == brief and brief["f1"] == told["after"]["f1"]
     assert "speck" in (tmp_path / "out" / "finetune.html").read_text()
 
 
@@ -283,6 +288,181 @@ def test_a_localizer_learns_and_the_pair_stays_a_pair(files, tmp_path):
     assert told["after"]["picks"] > 0
 
 
+def weights(folder: Path, role: str = "classifier") -> bytes:
+    return (folder / f"mine-{role}" / "weights.safetensors").read_bytes()
+
+
+SHORT = {"epochs": 2, "steps_per_epoch": 3, "batch_size": 16}
+
+
+def test_no_voxel_and_no_label_of_the_held_out_part_is_learnt(files, tmp_path):
+    """Another held-out part, and the same is learnt, to the byte."""
+    how = {**SHORT, "held_out": [], "held_out_part": 0.4, "roles": ["classifier", "localizer"],
+           "labels": "complete"}  # fmt: skip
+    teach(files, tmp_path / "out", **how)
+    border = int(np.ceil(0.6 * SHAPE[1]))
+    for k, (volume, labels) in enumerate(zip(files["volumes"], files["labels"], strict=True)):
+        whole = np.array(open_volume(volume))
+        whole[:, border:] = np.random.default_rng(90 + k).normal(3, 5, whole[:, border:].shape)
+        write_volume(volume, whole, VOXEL_SIZE)
+        table = read_labels(labels)
+        held = table["y_vox"] >= border
+        write_labels(labels, table.assign(**{"class": table["class"].mask(held, "ball")}))
+    teach(files, tmp_path / "other", **how)
+    for role in how["roles"]:
+        assert weights(tmp_path / "other", role) == weights(tmp_path / "out", role)
+    assert border > 8  # there was something to learn
+    teach(files, tmp_path / "third", **{**how, "held_out_part": 0.3})
+    assert weights(tmp_path / "third") != weights(tmp_path / "out")
+
+
+def given(folder: Path, table, **more) -> Given:
+    own = folder / "given"
+    return Given(name="given", table=table, transform=VolumeTransform.load(own / "prepared.json"),
+                 volume=open_volume(own / "prepared.mrc"), candidates=own / "candidates.csv",
+                 truth=None, **more)  # fmt: skip
+
+
+def test_a_hit_is_on_the_side_of_its_particle(tmp_path):
+    tomogram(tmp_path, "given", 0)
+    places = np.array([(10.0, 23, 10), (10, 25, 40), (30, 40, 20)])  # the border is at 24
+    labels = label_table(annotation_table(places, ["a"] * 3), source="t")
+    made = labelled(given(tmp_path, labels), classes=["background", "a"], radii={"a": 40.0},
+                    settings=FinetuneSettings(held_out_part=0.5))  # fmt: skip
+    candidates = np.array([(10.0, 25, 10), (10, 23, 40), (30, 10, 20), (30, 30, 44)])
+    assert made.is_held(candidates).tolist() == [False, True, False, True]
+    assert made.learnt_volume.shape == (40, 24, 56)
+
+
+def test_labels_outside_are_refused_and_contradictions_teach_nothing(tmp_path):
+    tomogram(tmp_path, "given", 0)
+    places = np.array([(10.0, 10, 10), (10, 12, 11), (30, 10, 40)])
+    table = annotation_table(places, ["a", "", ""]).assign(verdict=["yes", "no", "no"])
+    table = label_table(table, source="t")
+    how = {"classes": ["background", "a"], "radii": {"a": 40.0}, "settings": FinetuneSettings()}
+    made = labelled(given(tmp_path, table), **how)
+    assert made.learnt.negatives.tolist() == [[30, 10, 40]]  # the other lies at the particle
+    table.loc[2, "x_vox"] = 57.5
+    with pytest.raises(InputError, match="1 of 3 outside; id 3"):
+        labelled(given(tmp_path, table), **how)
+
+
+def test_places_and_radii_are_those_of_the_prepared_volume(tmp_path):
+    """A tomogram of 5 angstrom that was rescaled to 10, and begins between two voxels."""
+    tomogram(tmp_path, "given", 0)
+    (tmp_path / "given" / "prepared.json").unlink()
+    VolumeTransform(
+        source="t.mrc", file_shape=(80, 96, 112), given_shape_zyx=(80, 96, 112),
+        prepared_shape_zyx=SHAPE, given_voxel_size_angstrom=5.0,
+        prepared_voxel_size_angstrom=10.0, scale_zyx=(2.0, 2.0, 2.0), offset_zyx=(0.5, 0.5, 0.5),
+    ).save(tmp_path / "given" / "prepared.json")  # fmt: skip
+    places = np.array([(20.5, 20.5, 100.5), (20.5, 40.5, 60.5)])
+    table = annotation_table(places, ["a", "B"], radius_vox=[12.0, np.nan])
+    settings = FinetuneSettings(radius_angstrom={"b": 90})
+    radii = radii_of(["a", "B"], settings, lambda name: None, need=True)
+    made = labelled(given(tmp_path, label_table(table, source="t")),
+                    classes=["background", "a", "B"], radii=radii, settings=settings)  # fmt: skip
+    assert made.learnt.centres.tolist() == [[10, 10, 50], [10, 20, 30]]
+    assert made.learnt.radii.tolist() == [6.0, 9.0]
+
+
+def test_where_a_held_out_particle_may_reach_nothing_is_background():
+    volume = np.zeros(SHAPE, np.float32)
+    known = points(centres=[(20, 25, 20)], complete=True)
+    made = point_volume(volume, known, probability=None, low_score=0.05)
+    cut = unknown_near(made, 30.0, known)
+    for before, after in ((made.core, cut.core), (made.classes, cut.classes)):
+        assert (after[:, :25] == before[:, :25]).all()
+        assert not (after[:, 25:] == 0).any()
+        assert ((after == 1) == (before == 1)).all()
+    assert unknown_near(made, np.inf, known) is made
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes(files, tmp_path, monkeypatch):
+    how = {"epochs": 4, "steps_per_epoch": 3, "batch_size": 16}
+    teach(files, tmp_path / "whole", **how)
+    loss, calls = TuneRecipe.loss, iter(range(100))
+
+    def dying(self, network, batch):
+        if network.training and next(calls) == 7:
+            raise KeyboardInterrupt
+        return loss(self, network, batch)
+
+    monkeypatch.setattr(TuneRecipe, "loss", dying)
+    with pytest.raises(KeyboardInterrupt):
+        teach(files, tmp_path / "killed", **how)
+    assert not (tmp_path / "killed" / "mine-classifier").exists()
+    monkeypatch.undo()
+    teach(files, tmp_path / "killed", **how)
+    (rows,) = (tmp_path / "killed" / "work" / "classifier").glob("*/curves.jsonl")
+    assert len(rows.read_text().splitlines()) == 4
+    for name in ("mine-classifier/card.yaml", "finetune.json", "finetune.html"):
+        assert (tmp_path / "killed" / name).read_bytes() == (
+            tmp_path / "whole" / name).read_bytes()  # fmt: skip
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def test_a_tomogram_prepared_anew_is_learnt_anew(files, tmp_path):
+    teach(files, tmp_path / "out", **SHORT)
+    before = weights(tmp_path / "out")
+    for volume in files["volumes"]:
+        write_volume(volume, -np.array(open_volume(volume)), VOXEL_SIZE)
+    teach(files, tmp_path / "out", **SHORT)
+    assert weights(tmp_path / "out") != before
+
+
+def test_what_is_measured_of_the_old_model_is_not_told_of_the_new(files, tmp_path):
+    folder = tmp_path / "classifier"
+    card = load_card(folder)
+    sift = {"localizer_sha256": load_card(tmp_path / "localizer").weights_sha256, "least": 0.4,
+            "threshold": 0.5, "intercept": 1.0, "score": 1.0, "background": 1.0}  # fmt: skip
+    write_card(folder, ModelCard.model_validate(
+        {**card.model_dump(), "sift": sift, "metrics": {"validation": {"val_class_accuracy": 0.9}}}
+    ))  # fmt: skip
+    told = teach(files, tmp_path / "out", truths={"c": files["labels"][0]}, **SHORT)
+    made = load_card(tmp_path / "out" / "mine-classifier")
+    assert set(made.metrics) == {"finetune"}
+    # The truth measures; nothing is fitted to it, which nobody with few labels has.
+    assert told["complete"] and told["after"]["precision"] is not None
+    assert made.sift == load_card(folder).sift and "not every particle" in told["sift"]
+
+
+def test_a_network_of_voxels_learns_a_class_of_few_labels(files, tmp_path):
+    save_threshold_network(tmp_path / "classifier", "classifier", ["background", "ball", "cube"],
+                           width=4, depth=2)  # fmt: skip
+    told = teach(files, tmp_path / "out", epochs=3, steps_per_epoch=4, learning_rate=1e-3)
+    card = load_card(tmp_path / "out" / "mine-classifier")
+    assert card.classes == ["background", "ball", "cube", "speck"]
+    assert told["after"]["picks"] > 0 and told["learnt"]["classifier"]["parts"] > 0
+
+
+def test_what_it_cost_the_known_classes_is_told(files, tmp_path):
+    """On simulated particles of them, mixed in and held out."""
+    save_whole(tmp_path / "classifier", ["background", "1bxn", "4v94"])
+    files["densities"] = str(ROOT / "resources" / "densities")
+    told = teach(files, tmp_path / "out", simulated_tomograms=4, **{**SHORT, "layers": "head"})
+    known = told["known_before"]
+    assert known["classes"] == 2 and known["boxes"] > 10
+    assert known["before"] == 0.5  # everything is called the first
+    assert 0 <= known["after"] <= 1
+    assert f"{known['after']:.3f}" in (tmp_path / "out" / "finetune.html").read_text()
+    made = load_card(tmp_path / "out" / "mine-classifier")
+    assert made.metrics["finetune"]["known_before"] == known
+    assert not any("forgotten" in note for note in told["notes"])
+
+
+def test_one_label_and_a_tomogram_without_candidates_suffice(files, tmp_path):
+    for k, (labels, candidates) in enumerate(
+        zip(files["labels"], files["candidates"], strict=True)
+    ):
+        table = read_labels(labels)
+        write_labels(labels, table.iloc[-1:] if k == 0 else table.iloc[:0])
+        write_candidates(candidates, read_candidates(candidates).iloc[:0])
+    told = teach(files, tmp_path / "out", **SHORT)
+    assert told["learnt"]["classifier"]["labels"] == 1
+    assert "nothing was held out, so nothing was measured" in told["notes"]
+
+
 def test_what_cannot_be_learnt_is_refused(files, tmp_path):
     with pytest.raises(InputError, match="none to learn"):
         teach(files, tmp_path / "out", held_out=["a", "b", "c"])
@@ -295,6 +475,8 @@ def test_it_does_not_start_from_what_it_makes():
     raw = {"models": models, "finetune": {"name": "mine"}}
     with pytest.raises(InputError, match="another name"):
         start_of(validated(Config, raw, source="config"), "classifier")
-    raw["finetune"]["classifier"] = "dsmnet-classifier"
+    raw["finetune"] |= {"classifier": "dsmnet-classifier", "localizer": "another"}
+    with pytest.raises(InputError, match=r"models\.localizer too"):  # the candidates are its own
+        start_of(validated(Config, raw, source="config"), "localizer")
     start = start_of(validated(Config, raw, source="config"), "classifier")
     assert start == Path("resources/models/dsmnet-classifier")

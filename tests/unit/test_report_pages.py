@@ -172,6 +172,46 @@ def test_the_first_screen_says_what_came_in_and_out_what_failed_and_what_to_do(p
     assert "run the same command again" in told and "Look first at tomo_0" in told
 
 
+def told_of(project) -> str:
+    """The four boxes of the first screen, as plain text."""
+    html = report_dataset.from_results(project, "demo").read_text()
+    boxes = re.search(r'<div class="minute">(.*?)</div></div>', html, re.DOTALL)[1]
+    return " ".join(re.sub("<[^>]+>", " ", boxes).split())
+
+
+def test_the_first_screen_says_how_many_of_the_particles_are_exported(tmp_path) -> None:
+    """By the settings of the export; nothing is said where they leave none out."""
+    project = fabricated_run.make_project(tmp_path)
+    tables = [pd.read_csv(path, keep_default_na=False) for path in project.glob("*/particles.csv")]
+    kept = pd.concat(table[table["status"] == "accepted"] for table in tables)
+    wanted = kept[(kept["score"] >= 0.8) & kept["class"].isin(["1u6g", "3qm1"])]
+    assert 0 < len(wanted) < len(kept)
+    assert "files for other programs" not in told_of(project)
+    settings = tmp_path / "config" / "config.yaml"
+    settings.write_text("export: {min_score: 0.8, classes: [1u6g, 3qm1]}\n")
+    said = f"{len(wanted)} of them are in the files for other programs"
+    asked = "(export.min_score = 0.8, export.classes = 1u6g, 3qm1)."
+    assert f"{said} {asked}" in told_of(project)
+    settings.write_text("export: {min_score: much}\n")  # the page is made all the same
+    assert "files for other programs" not in told_of(project)
+
+
+def test_one_particle_in_each_tomogram_is_told_in_the_singular_and_looked_at_once(tmp_path) -> None:
+    results = tmp_path / "results" / "demo"
+    for n in range(2):
+        fabricated_run.make_tomogram(results / f"t{n}", n=1, n_rejected=0, truth=False,
+                                     shape=(16, 32, 32), seed=n)  # fmt: skip
+        page = fabricated_run.report_tomogram_of(results / f"t{n}", slices=1)
+        assert "1 particle of 1 class found" in page.read_text()
+    told = told_of(results)
+    look = told[told.index("Look first at") :]
+    assert look.count("(") == 1 and "fewest" not in look and "most particles" not in look
+    (results / "t1" / "particles.csv").unlink()
+    _, text = read(report_dataset.from_results(results, "demo"))
+    assert "1 particle was kept in 1 tomogram." in text
+    assert "1 particles" not in text
+
+
 def test_methods_text_cites_only_what_is_listed(project) -> None:
     _, text = read(report_dataset.from_results(project, "demo"))
     methods = re.search("To be copied(.*?)Please cite(.*?)Software and settings", text)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from dialect_contract import COPICK_PYTHON
+from needed import absent
 from tiny_project import VOXEL_SIZE, Project, make_project
 
 from tomoline import cli
@@ -80,8 +85,12 @@ def test_an_interval_holds_the_share():
 # --- a data set that has been run -----------------------------------------------------------------
 
 
-def finished(project: Project, tomogram: str, places: list, *, scores: list) -> None:
-    """Results of a tomogram as the line leaves them: accepted from 0.6 on, all called `ball`."""
+def finished(
+    project: Project, tomogram: str, places: list, *, scores: list,
+    classes: tuple[str, str] = ("ball", "cube"),
+) -> None:  # fmt: skip
+    """Results of a tomogram as the line leaves them: accepted from 0.6 on, all of one class."""
+    first, second = classes
     folder = project.file(tomogram)
     folder.mkdir(parents=True)
     rng = np.random.default_rng(3)
@@ -103,10 +112,10 @@ def finished(project: Project, tomogram: str, places: list, *, scores: list) -> 
         "tomogram_nx": [56] * n, "binning": [1.0] * n,
         "status": ["accepted" if g else "rejected" for g in good],
         "reason": ["" if g else BACKGROUND_LIKE for g in good], "score": scores,
-        "size_vox": [50] * n, "class": ["ball" if g else "" for g in good],
+        "size_vox": [50] * n, "class": [first if g else "" for g in good],
         "vote_share": [1.0] * n, "margin": [0.9] * n, "expected_precision": scores,
-        "p_ball": [0.9] * n, "p_cube": [0.1] * n,
-    }, ["ball", "cube"]))  # fmt: skip
+        f"p_{first}": [0.9] * n, f"p_{second}": [0.1] * n,
+    }, list(classes)))  # fmt: skip
 
 
 PLACES = {"one": [(12, 12, 14), (28, 30, 40), (20, 40, 20)], "two": [(20, 20, 20), (8, 8, 40)]}
@@ -265,3 +274,150 @@ def test_a_review_that_was_filled_in_is_not_lost(project: Project):
     project.file("review", "review.csv").write_text(filled(project, ALL).read_text())
     with pytest.raises(InputError, match="4 that were not"):
         review("tiny", project=project.folder)
+
+
+def imported(project: Project, text: str, *more: str, name: str = "mine.csv") -> int:
+    picks = project.folder / name
+    picks.write_text(text)
+    return cli.main(["import", str(picks), "--dialect", "csv", "--dataset", "tiny", "--tomogram",
+                     "one", "--project", str(project.folder), *more])  # fmt: skip
+
+
+def labels_of_one(project: Project) -> Path:
+    return project.folder / "config" / "datasets" / "tiny_annotations" / "one.csv"
+
+
+def test_picks_of_one_particle_by_two_files_or_a_review_are_one_label(project: Project, capsys):
+    review("tiny", project=project.folder)
+    adopt("tiny", filled(project, {("one", 1): "yes", ("one", 2): "no"}), project=project.folder)
+    # Clicked by hand two voxels from the candidates' centres (a voxel is 10 angstrom).
+    assert imported(project, "x,y,z,class\n14,14,12,ball\n41,30,28,cube\n9,30,20,cube\n") == 0
+    assert "no particle (review) is now cube (csv mine.csv)" in capsys.readouterr().out
+    labels = read_labels(labels_of_one(project))
+    assert list(labels["class"]) == ["ball", "cube", "cube"]
+    assert list(labels["verdict"]) == ["yes"] * 3
+    assert list(labels["source"]) == ["review", "csv mine.csv", "csv mine.csv"]
+
+
+def test_a_place_clicked_twice_is_one_label_and_two_classes_there_are_refused(
+    project: Project, capsys
+):
+    assert imported(project, "x,y,z\n14,14,12\n14.2,14,12\n9,30,20\n", "--classes", "a") == 0
+    assert "1 picks lie on others" in capsys.readouterr().out
+    before = labels_of_one(project).read_bytes()
+    assert len(read_labels(labels_of_one(project))) == 2
+    assert imported(project, "x,y,z,class\n14,14,12,a\n14.2,14,12,b\n") == 2
+    assert "picks 1 and 2, a and b" in capsys.readouterr().err
+    assert labels_of_one(project).read_bytes() == before
+
+
+def test_an_import_says_what_it_takes_away_and_keeps_what_came_from_elsewhere(
+    project: Project, capsys
+):
+    file = labels_of_one(project)
+    file.parent.mkdir(parents=True)
+    file.write_text("x,y,z,class\n40,40,30,own\n")  # as any program may write it
+    assert imported(project, "x,y,z,class\n14,14,12,a\n9,30,20,a\n") == 0
+    capsys.readouterr()
+    assert imported(project, "x,y,z,class\n9,30,20,a\n") == 0
+    assert "1 labels that a file of this name brought before" in capsys.readouterr().out
+    assert list(read_labels(file)["class"]) == ["own", "a"]
+
+
+@pytest.mark.parametrize("name", ["no", "Background", "a\tb", " b"])
+def test_a_class_cannot_be_called_like_an_answer(project: Project, name: str, capsys):
+    review("tiny", project=project.folder)
+    with pytest.raises(InputError, match="class names of at most 100 characters"):
+        adopt("tiny", filled(project, ALL), project=project.folder, new_classes=[name])
+    if name == name.strip():
+        assert imported(project, "x,y,z\n14,14,12\n", "--classes", name) == 2
+    assert not labels_of_one(project).exists()
+
+
+def test_nothing_is_taken_when_one_tomograms_labels_are_damaged(project: Project):
+    review("tiny", project=project.folder)
+    answers = filled(project, ALL)  # of one and two
+    two = labels_of_one(project).with_name("two.csv")
+    two.parent.mkdir(parents=True)
+    two.write_text("x,y,z,verdict\n1,2,3,perhaps\n")
+    with pytest.raises(InputError, match="perhaps"):
+        adopt("tiny", answers, project=project.folder)
+    assert not labels_of_one(project).exists()
+
+
+def test_a_review_is_known_again_wherever_it_was_written_and_whatever_ran_since(
+    project: Project, tmp_path: Path
+):
+    review("tiny", project=project.folder, folder=tmp_path / "elsewhere")
+    table = pd.read_csv(tmp_path / "elsewhere" / "review.csv", dtype=str, keep_default_na=False)
+    downloads = tmp_path / "downloads" / "review (1).csv"
+    downloads.parent.mkdir()
+    table.assign(decision="yes").to_csv(downloads, index=False)
+    for tomogram in PLACES:  # another run, that found nothing there
+        particles = project.file(tomogram, "particles.csv")
+        lines = particles.read_text().splitlines()
+        particles.write_text(lines[0] + "\n")
+    done = adopt("tiny", downloads, project=project.folder)
+    assert sum(change.added for change in done.changes.values()) == 5
+
+
+def test_names_are_shown_as_they_are_and_run_nothing(tmp_path: Path):
+    odd = "</script><script>alert(1)</script>\"' {x} \u2028 & co"
+    made = make_project(tmp_path)
+    finished(made, "one", PLACES["one"], scores=[0.99, 0.61, 0.55], classes=(odd, "cube"))
+    done = review("tiny", project=made.folder)
+    page = (done.folder / "review.html").read_text()
+    assert page.count("<script") == 2 and "<script>alert" not in page
+    assert list(read_review(done.folder / "review.csv")["class"]) == [odd] * 3
+    assert odd in (done.folder / "README.txt").read_text()
+
+
+def test_thousands_of_decisions_are_checked_in_seconds(tmp_path: Path):
+    made = make_project(tmp_path)
+    rng = np.random.default_rng(1)
+    places = [tuple(p) for p in rng.integers(4, 36, (2000, 3)).tolist()]
+    finished(made, "one", places, scores=list(rng.uniform(0.5, 1, 2000).round(3)))
+    review("tiny", project=made.folder, number=60)  # the pictures are not what is tried here
+    table = pd.read_csv(made.file("one", "particles.csv"), dtype=str, keep_default_na=False)
+    answers = tmp_path / "all.csv"
+    columns = ["tomogram", "particle_id", "x_vox", "y_vox", "z_vox", "class"]
+    table[columns].assign(decision="no").to_csv(answers, index=False)
+    begun = time.process_time()
+    done = adopt("tiny", answers, project=made.folder)
+    assert done.decisions == {"no": 2000} and time.process_time() - begun < 8
+
+
+def test_a_data_set_without_candidates_is_told_so(tmp_path: Path):
+    made = make_project(tmp_path)
+    finished(made, "one", [], scores=[])
+    with pytest.raises(InputError, match="no candidates"):
+        review("tiny", project=made.folder)
+
+
+# In copick's own environment.
+_IN_COPICK = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import copick
+root = copick.from_file(sys.argv[1])
+known = [o.name for o in root.pickable_objects]
+json.dump([
+    [run.name, known.index(picks.pickable_object_name), p.location.z, p.location.y, p.location.x]
+    for run in root.runs for picks in run.get_picks(user_id="tomoline-review")
+    for p in picks.points
+], sys.stdout)
+"""
+
+
+def test_copick_opens_the_project_of_a_review(project: Project):
+    if not COPICK_PYTHON.exists():
+        absent("copick's own environment is not here (make readers)")
+    done = review("tiny", project=project.folder)
+    ran = subprocess.run(
+        [str(COPICK_PYTHON), "-c", _IN_COPICK, str(done.folder / "copick" / "copick_config.json")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    places = [(name, 0, *(10 * (edge + 0.25) for edge in place))  # angstrom
+              for name, own in PLACES.items() for place in own]  # fmt: skip
+    assert sorted(map(tuple, json.loads(ran.stdout))) == sorted(places)

@@ -354,6 +354,18 @@ def training_folders(wildcards):
     return [locations_of(folder) for folder in folders]
 
 
+def can_finetune():
+    """Whether `finetune` is a rule. Where the run uses the models that it makes it is none, unless
+    it was asked for: they are files like any other then, and not made again by today's labels.
+    """
+    made = {
+        Path(f"results/models/{CONFIG.finetune.name}-{role}")
+        for role in ("localizer", "classifier")
+    }
+    asked = any(argument.split(":")[0] == "finetune" for argument in sys.argv)
+    return asked or not made & set(MODELS.values())
+
+
 @cache
 def tuned_from():
     """The data set whose labels are learnt, and the rows of its tomograms that have some."""

@@ -4,7 +4,7 @@
 copick's models and file system have it. A location is in angstrom: voxel times voxel size, so that
 0 is the centre of the first voxel. Session 0 is copick's mark for picks made by a tool. The project
 holds no tomograms; copick's `add tomogram` puts them in. Names there know neither `_` nor blanks:
-`-` instead.
+`-` instead; an object's metadata have the class's own name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import colorsys
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,14 @@ import numpy as np
 import pandas as pd
 
 from tomoline.errors import InputError
-from tomoline.export.dialect import Dialect, Place, TomogramParticles, listed_classes
+from tomoline.export.dialect import (
+    Dialect,
+    Place,
+    TomogramParticles,
+    check_tilt_series,
+    distinct,
+    listed_classes,
+)
 from tomoline.io.annotations import annotation_table
 from tomoline.io.atomic import write_json
 from tomoline.log import get_logger
@@ -30,6 +37,7 @@ CONFIG = "copick_config.json"
 USER, SESSION = "tomoline", "0"
 REVIEW_USER, REVIEW_SESSION = "tomoline-review", "1"  # picks that people are asked about
 DECIMALS = 4
+_CLASS = "class"  # in an object's metadata: what we call it
 _IDENTITY = np.eye(4).tolist()
 _log = get_logger(__name__)
 
@@ -48,31 +56,27 @@ def write_combined(
 
 def write_review(tomograms: Sequence[TomogramParticles], folder: Path) -> list[Path]:
     """Write a project with picks under review, whatever their status, as a user of their own."""
-    written = _write(tomograms, folder / CONFIG, user=REVIEW_USER, session=REVIEW_SESSION)
-    own = {path.resolve() for path in written}
-    for path in folder.glob(f"ExperimentRuns/*/Picks/{REVIEW_USER}_{REVIEW_SESSION}_*.json"):
-        if path.resolve() not in own:  # of an earlier review
-            path.unlink()
-    return written
+    return _write(tomograms, folder / CONFIG, user=REVIEW_USER, session=REVIEW_SESSION)
 
 
 def read(path: Path, place: Place) -> pd.DataFrame:
     """Read a run's picks from a project (its configuration or folder) or a single picks file.
 
-    Where people have picked beside us, only theirs are read. Radii are those of the project's
-    objects; orientations are dropped.
+    Where people have picked beside us, only theirs are read. A point's place is its location and
+    the shift of its transformation, as copick has it. Radii are those of the project's objects;
+    orientations are dropped.
     """
     picks = [raw for raw in _wanted(path) if place.is_named(str(raw.get("run_name") or ""))]
-    radius_of, voxel = _radii(path), place.geometry.voxel_size_angstrom
+    objects, voxel = _objects(path), place.geometry.voxel_size_angstrom
     xyz, classes, scores, radii = [], [], [], []
     for raw in picks:
         name = str(raw["pickable_object_name"])
+        entry = objects.get(name, {})
         for point in raw.get("points") or []:
-            location = point["location"]
-            xyz.append([float(location[axis]) for axis in "xyz"])
-            classes.append(name)
+            xyz.append(_place(point))
+            classes.append(str((entry.get("metadata") or {}).get(_CLASS, name)))
             scores.append(float(1.0 if point.get("score") is None else point["score"]))
-            radii.append(radius_of.get(name, np.nan) / voxel)
+            radii.append(float(entry.get("radius") or np.nan) / voxel)
     zyx = np.array(xyz, dtype=float).reshape(-1, 3)[:, ::-1] / voxel
     known = bool(radii) and bool(np.isfinite(radii).all())
     return annotation_table(zyx, classes, scores=scores, radius_vox=radii if known else None)
@@ -84,28 +88,34 @@ def names(path: Path) -> list[str]:
     return [name for name in dict.fromkeys(found) if name]
 
 
-def object_name(name: str) -> str:
-    """A class's name as copick allows it."""
-    return re.sub(r'[<>:"/\\|?*\x00-\x1F\x7F\s_]', "-", name).strip("-") or "particle"
+def object_names(classes: Sequence[str]) -> dict[str, str]:
+    """Return each class's name as copick allows it, no two the same."""
+    names = [
+        re.sub(r'[<>:"/\\|?*\x00-\x1F\x7F\s_]', "-", name).strip("-.") or "particle"
+        for name in classes
+    ]
+    return dict(zip(classes, distinct(names, mark="-"), strict=True))
 
 
 def _write(
     tomograms: Sequence[TomogramParticles], config: Path, *, user: str = USER,
     session: str = SESSION,
 ) -> list[Path]:  # fmt: skip
-    classes = listed_classes(tomograms)
+    objects = object_names(listed_classes(tomograms))
     written = [config]
+    check_tilt_series([tomogram.tilt_series for tomogram in tomograms])
     for tomogram in tomograms:
         folder = config.parent / "ExperimentRuns" / tomogram.tilt_series / "Picks"
-        for name in classes:
-            path = folder / f"{user}_{session}_{object_name(name)}.json"
+        for name, own_name in objects.items():
             own = tomogram.of_class(name)
             if len(own.particles):
-                write_json(path, _picks(own, name, user=user, session=session))
+                path = folder / f"{user}_{session}_{own_name}.json"
+                write_json(path, _picks(own, own_name, user=user, session=session))
                 written.append(path)
-            else:
-                path.unlink(missing_ok=True)  # left over from a run with other settings
-    write_json(config, _config(config.parent, tomograms, classes))
+    for path in config.parent.glob(f"ExperimentRuns/*/Picks/{user}_{session}_*.json"):
+        if path not in written:  # of an earlier run: other settings, tomograms or model
+            path.unlink()
+    write_json(config, _config(config.parent, tomograms, objects))
     return written
 
 
@@ -123,7 +133,7 @@ def _picks(tomogram: TomogramParticles, name: str, *, user: str, session: str) -
         for place, number, score in zip(xyz, ids, tomogram.scores(), strict=True)
     ]
     return {
-        "pickable_object_name": object_name(name),
+        "pickable_object_name": name,
         "user_id": user,
         "session_id": session,
         "run_name": tomogram.tilt_series,
@@ -135,17 +145,18 @@ def _picks(tomogram: TomogramParticles, name: str, *, user: str, session: str) -
 
 
 def _config(
-    folder: Path, tomograms: Sequence[TomogramParticles], classes: Sequence[str]
+    folder: Path, tomograms: Sequence[TomogramParticles], names: Mapping[str, str]
 ) -> dict[str, Any]:
     objects = [
         {
-            "name": object_name(name),
+            "name": own,
             "is_particle": True,
             "label": number,
-            "color": _colour(number, len(classes)),
+            "color": _colour(number, len(names)),
             "radius": None,
+            "metadata": {_CLASS: name},
         }
-        for number, name in enumerate(classes, 1)
+        for number, (name, own) in enumerate(names.items(), 1)
     ]
     return {
         "config_type": "filesystem",
@@ -204,11 +215,17 @@ def _roots(path: Path, config: dict[str, Any]) -> list[Path]:
     return found
 
 
-def _radii(path: Path) -> dict[str, float]:
+def _place(point: Mapping[str, Any]) -> list[float]:
+    """A point's place in angstrom, x, y, z: copick adds the transformation's shift to it."""
+    rows = point.get("transformation_") or _IDENTITY
+    return [float(point["location"][axis]) + float(rows[n][3]) for n, axis in enumerate("xyz")]
+
+
+def _objects(path: Path) -> dict[str, dict[str, Any]]:
+    """The objects of a project's configuration by their names."""
     config = path / CONFIG if path.is_dir() else path
     raw = _json(config) if config.is_file() else {}
-    objects = raw.get("pickable_objects") or []
-    return {str(o.get("name")): float(o["radius"]) for o in objects if o.get("radius")}
+    return {str(known.get("name")): known for known in raw.get("pickable_objects") or []}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -225,12 +242,11 @@ def _checked(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
     """Refuse what is not a picks file in angstrom."""
     points = raw.get("points") or []
     whole = "pickable_object_name" in raw and raw.get("unit", "angstrom") == "angstrom"
-    places = [point.get("location") for point in points if isinstance(point, dict)]
-    numbers = all(
-        isinstance(place, dict) and all(isinstance(place.get(a), int | float) for a in "xyz")
-        for place in places
-    )
-    if not whole or not numbers or len(places) != len(points):
+    try:
+        numbers = bool(np.isfinite([_place(point) for point in points]).all())
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        numbers = False
+    if not whole or not numbers:
         raise _fault(path, "a file without pickable_object_name, or with another unit or points")
     return raw
 

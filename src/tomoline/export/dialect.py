@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from tomoline.settings import DatasetSettings, ExportSettings
 
 PROBABILITY_PREFIX = "p_"
 UNCLASSIFIED = "unclassified"
+LISTING = "written.list"  # in a data set's folder: what the last set consisted of
+_TAKEN = {"particles", "import", "micrographs", "classes", "index"}
+_TILT_SERIES = re.compile(r"""[^\x00-\x1f\x7f/\\"']+""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +115,8 @@ class Dialect:
     through. `read` gives what a file, ours or the other program's, holds for one tomogram as a
     table of `io.annotations` in voxels of the given tomogram; `names` lists the tomograms that a
     file names. `keeps` says what of a particle beside its place comes back from a file.
-    `opens_tomogram`: the program reads the tomogram's own file, so it has to be turned first.
+    `opens_tomogram`: the program reads the tomogram's own file, so it has to be turned first;
+    `names_path`: the file has that one's path in it.
     """
 
     name: str
@@ -123,6 +129,26 @@ class Dialect:
     names: Names = no_names
     keeps: frozenset[str] = frozenset({"class", "score"})
     opens_tomogram: bool = False
+    names_path: bool = False
+
+
+def write_set(
+    dialect: Dialect, tomograms: Sequence[TomogramParticles], folder: Path, settings: ExportSettings
+) -> list[Path]:
+    """Write a dataset's files into `folder` and return them; those of an earlier set that are not
+    among them go, so that no class or tomogram that was left out, or that another model knew, is
+    taken for a result of this run. What others put into the folder stays.
+    """
+    listing = folder / LISTING
+    before = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
+    written = dialect.write_combined(tomograms, folder, settings)
+    now = [path.relative_to(folder).as_posix() for path in written]
+    for name in set(before) - set(now):
+        old = folder / name
+        if old.resolve().is_relative_to(folder.resolve()):
+            old.unlink(missing_ok=True)
+    write_text(listing, "".join(f"{name}\n" for name in sorted(now)))
+    return written
 
 
 def selected(tomogram: TomogramParticles, settings: ExportSettings) -> TomogramParticles:
@@ -133,13 +159,29 @@ def selected(tomogram: TomogramParticles, settings: ExportSettings) -> TomogramP
     table = tomogram.particles
     if any(str(column).startswith(PROBABILITY_PREFIX) for column in table.columns):
         check_classes(settings.classes, tomogram.classes)
+    keep = is_selected(table, settings)
+    table = table[keep].sort_values("particle_id", kind="stable").reset_index(drop=True)
+    return replace(tomogram, particles=table)
+
+
+def is_selected(table: pd.DataFrame, settings: ExportSettings) -> pd.Series[bool]:
+    """Say of each row of a particle table whether it is exported."""
     keep = (table["status"] == "accepted") & (table["score"].astype(float) >= settings.min_score)
     if settings.min_expected_precision > 0:
         keep &= _expected_precision(table) >= settings.min_expected_precision
     if settings.classes:
         keep &= table["class"].isin(settings.classes)
-    table = table[keep].sort_values("particle_id", kind="stable").reset_index(drop=True)
-    return replace(tomogram, particles=table)
+    return keep
+
+
+def what_was_asked(settings: ExportSettings) -> str:
+    """Name the settings that leave particles out; empty where none does."""
+    asked = {
+        "min_score": settings.min_score,
+        "min_expected_precision": settings.min_expected_precision,
+        "classes": ", ".join(settings.classes),
+    }
+    return ", ".join(f"export.{key} = {value}" for key, value in asked.items() if value)
 
 
 def _expected_precision(table: pd.DataFrame) -> pd.Series[float]:
@@ -177,31 +219,73 @@ def listed_classes(tomograms: Sequence[TomogramParticles]) -> list[str]:
     return [*classes, UNCLASSIFIED] if bare and UNCLASSIFIED not in classes else classes
 
 
-def wanted_classes(
-    tomograms: Sequence[TomogramParticles], settings: ExportSettings
-) -> tuple[list[str], list[str]]:
-    """Classes that get a file of their own, and those that must not have one left over."""
-    classes = listed_classes(tomograms)
-    wanted = [name for name in classes if not settings.classes or name in settings.classes]
-    return wanted, [name for name in classes if name not in wanted]
+def class_files(tomograms: Sequence[TomogramParticles], settings: ExportSettings) -> dict[str, str]:
+    """Return the classes that get a file of their own, each with that file's name, no suffix."""
+    files = file_names(listed_classes(tomograms))
+    return {n: file for n, file in files.items() if not settings.classes or n in settings.classes}
 
 
-def class_file_name(name: str, suffix: str = ".star") -> str:
-    """File name for one class's particles; never one of the other files' names."""
-    safe = safe_file_name(name)
-    reserved = {"particles", "import", "micrographs", "classes", "index"}
-    return f"class_{safe}{suffix}" if safe in reserved else f"{safe}{suffix}"
+def file_names(classes: Sequence[str]) -> dict[str, str]:
+    """Return a file's name, without suffix, for each class: safe on every disk, no two the same,
+    never one of the other files' names."""
+    names = (safe_file_name(name) for name in classes)
+    safe = [
+        name if re.match("[A-Za-z0-9]", name) and name.lower() not in _TAKEN else f"class_{name}"
+        for name in names
+    ]
+    return dict(zip(classes, distinct(safe), strict=True))
+
+
+def distinct(names: Iterable[str], *, mark: str = "_") -> list[str]:
+    """Return the names with _2, _3, ... behind those that stood before, capitals or not."""
+    found: dict[str, str] = {}
+    for name in names:
+        own, number = name, 1
+        while own.casefold() in found:
+            number += 1
+            own = f"{name}{mark}{number}"
+        found[own.casefold()] = own
+    return list(found.values())
 
 
 def safe_file_name(name: str) -> str:
-    """A name as it can be a file's."""
+    """A name as it can be part of a file's or a column's: other characters become `_`."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)
+
+
+def check_tilt_series(names: Sequence[str], *, source: str = "tilt_series") -> None:
+    """Raise InputError where tilt series cannot be told apart, or be named, in a dialect's files.
+
+    Their names are folders and files there, and the names by which other programs know them.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        fault = f"{name!r}" if not _TILT_SERIES.fullmatch(name) or set(name) <= {"."} else ""
+        other = seen.setdefault(safe_file_name(name).casefold(), name)
+        if not fault and other != name:
+            fault = f"{other!r} and {name!r}, whose files would have one name"
+        if fault:
+            raise InputError(
+                source,
+                expected="names of tilt series without quotes, slashes and control characters, "
+                "that differ in more than capitals and signs",
+                found=fault,
+                remedy="correct the column tilt_series of the dataset's sheet",
+            )
+
+
+def write_list(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table of names as CSV, quoted where a name needs it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_class_list(path: Path, classes: Sequence[str]) -> None:
     """Write which class the numbers 1, 2, ... of a file beside it mean."""
-    rows = [f"{number},{name}" for number, name in enumerate(classes, 1)]
-    write_text(path, "\n".join(["number,class", *rows]) + "\n")
+    write_list(path, ("number", "class"), enumerate(classes, 1))
 
 
 def class_of_number(path: Path, place: Place) -> Callable[[int], str]:

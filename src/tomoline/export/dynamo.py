@@ -51,7 +51,9 @@ def write_combined(
     def write_class(path: Path, name: str) -> None:
         _write([tomogram.of_class(name) for tomogram in tomograms], path, classes)
 
-    return [combined, *write_class_files(tomograms, folder, settings, write_class, suffix=".tbl")]
+    tables = [combined]
+    tables += write_class_files(tomograms, folder, settings, write_class, suffix=".tbl")
+    return [path.with_suffix(end) for path in tables for end in (".tbl", ".doc", ".classes.csv")]
 
 
 def read(path: Path, place: Place) -> pd.DataFrame:
@@ -166,4 +168,5 @@ DIALECT = Dialect(
     read=read,
     names=names,
     opens_tomogram=True,
+    names_path=True,
 )

@@ -24,10 +24,11 @@ from tomoline.export.dialect import (
     TomogramParticles,
     listed_classes,
     safe_file_name,
+    write_list,
 )
 from tomoline.export.geometry import TomogramGeometry
 from tomoline.io.annotations import annotation_table
-from tomoline.io.atomic import write_json, write_text
+from tomoline.io.atomic import write_json
 from tomoline.settings import ExportSettings
 
 METHOD = "tomoline"
@@ -45,13 +46,13 @@ def write_combined(
 ) -> list[Path]:
     """Write info/<tilt series>_info.json a tomogram, and index.csv, which lists them."""
     classes = listed_classes(tomograms)
-    index, rows, written = folder / "index.csv", ["tilt_series,file,particles"], []
+    index, rows, written = folder / "index.csv", [], []
     for tomogram in tomograms:
         path = folder / "info" / f"{safe_file_name(tomogram.tilt_series)}_info.json"
         _write(tomogram, path, classes)
-        rows.append(f"{tomogram.tilt_series},info/{path.name},{len(tomogram.particles)}")
+        rows.append((tomogram.tilt_series, f"info/{path.name}", len(tomogram.particles)))
         written.append(path)
-    write_text(index, "\n".join(rows) + "\n")
+    write_list(index, ("tilt_series", "file", "particles"), rows)
     return [index, *written]
 
 

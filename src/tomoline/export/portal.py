@@ -19,14 +19,16 @@ from tomoline.export.dialect import (
     Dialect,
     Place,
     TomogramParticles,
+    class_files,
     safe_file_name,
-    wanted_classes,
+    write_list,
 )
 from tomoline.io.annotations import annotation_table
 from tomoline.io.atomic import write_text
 from tomoline.settings import ExportSettings
 
 DECIMALS = 6
+INDEX = "index.csv"
 
 
 def write(tomogram: TomogramParticles, path: Path, settings: ExportSettings) -> None:
@@ -38,32 +40,33 @@ def write_combined(
     tomograms: Sequence[TomogramParticles], folder: Path, settings: ExportSettings
 ) -> list[Path]:
     """Write <tilt series>/<class>.ndjson for what was found, and index.csv, which lists them."""
-    wanted, unwanted = wanted_classes(tomograms, settings)
-    index, rows, written = folder / "index.csv", ["tilt_series,class,file,points"], []
+    index, rows, written = folder / INDEX, [], []
     for tomogram in tomograms:
         series = safe_file_name(tomogram.tilt_series)
-        for name in [*wanted, *unwanted]:
-            path = folder / series / f"{safe_file_name(name)}.ndjson"
+        for name, file in class_files(tomograms, settings).items():
+            path = folder / series / f"{file}.ndjson"
             own = tomogram.of_class(name)
-            if not len(own.particles):
-                path.unlink(missing_ok=True)  # left over from a run with other settings
-                continue
-            _write(own, path)
-            rows.append(f"{tomogram.tilt_series},{name},{series}/{path.name},{len(own.particles)}")
-            written.append(path)
-    write_text(index, "\n".join(rows) + "\n")
+            if len(own.particles):
+                _write(own, path)
+                place = path.relative_to(folder).as_posix()
+                rows.append((tomogram.tilt_series, name, place, len(own.particles)))
+                written.append(path)
+    write_list(index, ("tilt_series", "class", "file", "points"), rows)
     return [index, *written]
 
 
 def read(path: Path, place: Place) -> pd.DataFrame:
-    """Read a file's points, or those of a folder's *.ndjson, each file's name being the class.
+    """Read a file's points, or those of a folder's *.ndjson.
 
+    A folder's files are of the classes that our list of them says, else of those of their names.
     Of a single file the class is the first of `class_names`, or none. Orientations are dropped.
     """
     files = sorted(path.glob("*.ndjson")) if path.is_dir() else [path]
+    listed = _listed(path.parent / INDEX) if path.is_dir() else {}
     xyz, classes = [], []
     for file in files:
-        name = file.stem if path.is_dir() else next(iter(place.class_names), "")
+        own = listed.get(f"{path.name}/{file.name}", file.stem)
+        name = own if path.is_dir() else next(iter(place.class_names), "")
         points = _points(file)
         xyz += points
         classes += [name] * len(points)
@@ -77,6 +80,15 @@ def _write(tomogram: TomogramParticles, path: Path) -> None:
         location = dict(zip("xyz", (round(float(v), DECIMALS) for v in place), strict=True))
         lines.append(json.dumps({"type": "point", "location": location}) + "\n")
     write_text(path, "".join(lines))
+
+
+def _listed(index: Path) -> dict[str, str]:
+    """The classes of files by `write_combined`'s list; empty where there is none."""
+    if not index.is_file():
+        return {}
+    table = pd.read_csv(index, dtype=str, keep_default_na=False)
+    known = {"file", "class"} <= set(table.columns)
+    return dict(zip(table["file"], table["class"], strict=True)) if known else {}
 
 
 def _points(path: Path) -> list[list[float]]:
@@ -99,7 +111,7 @@ def _points(path: Path) -> list[list[float]]:
 DIALECT = Dialect(
     name="portal",
     file_name="portal.ndjson",
-    combined_name="index.csv",
+    combined_name=INDEX,
     description="CZ CryoET Data Portal points: voxels, one file a tilt series and class",
     write=write,
     write_combined=write_combined,

@@ -14,7 +14,6 @@ all tables have it, `tomolineExpectedPrecision`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,12 +27,14 @@ from tomoline.export.dialect import (
     PROBABILITY_PREFIX,
     Place,
     TomogramParticles,
-    class_file_name,
+    class_files,
     class_order,
-    wanted_classes,
+    distinct,
+    safe_file_name,
 )
 from tomoline.io.annotations import annotation_table
 from tomoline.io.star import read_star, write_star
+from tomoline.log import get_logger
 from tomoline.settings import ExportSettings
 
 CLASS_NAME = "tomolineClassName"
@@ -46,6 +47,9 @@ WriteClass = Callable[[Path, str], None]
 # What names the tomogram, and holds the places, in a STAR file of any of the programs.
 _TEXT_COLUMNS = (*NAME_COLUMNS, CLASS_NAME)
 CENTRED = tuple(f"rlnCenteredCoordinate{axis}Angst" for axis in "ZYX")
+ORIGIN_ANGSTROM = tuple(f"rlnOrigin{axis}Angst" for axis in "ZYX")
+_FRAME = tuple(f"rlnTomoSubtomogram{angle}" for angle in ("Rot", "Tilt", "Psi"))
+_log = get_logger(__name__)
 CORNER = tuple(f"rlnCoordinate{axis}" for axis in "ZYX")
 
 
@@ -118,13 +122,10 @@ def write_class_files(
     *,
     suffix: str = ".star",
 ) -> list[Path]:
-    """Call `write(path, class)` for each wanted class; files of unwanted ones go."""
-    wanted, unwanted = wanted_classes(tomograms, settings)
-    for name in unwanted:  # left over from a run with other settings
-        (folder / class_file_name(name, suffix)).unlink(missing_ok=True)
+    """Call `write(path, class)` for each wanted class; return the paths."""
     written = []
-    for name in wanted:
-        path = folder / class_file_name(name, suffix)
+    for name, file in class_files(tomograms, settings).items():
+        path = folder / f"{file}{suffix}"
         write(path, name)
         written.append(path)
     return written
@@ -169,6 +170,27 @@ def read_rows(
     return raw, values
 
 
+def read_origins(raw: pd.DataFrame, path: Path) -> NDArray[np.float64]:
+    """Return what RELION-4 and -5 take off a particle's place, (n, 3) zyx in angstrom.
+
+    Their C++ (ParticleSet::getPosition) turns rlnOrigin*Angst by rlnTomoSubtomogram*'s angles and
+    subtracts it. Without those angles, as refinements leave it, nothing is turned. Origins of
+    turned particles are not applied, and the log says so.
+    """
+    if not set(ORIGIN_ANGSTROM) <= set(raw.columns):
+        return np.zeros((len(raw), 3))
+    origins = raw[list(ORIGIN_ANGSTROM)].to_numpy(dtype=float)
+    angles = [name for name in _FRAME if name in raw]
+    turned = (raw[angles].to_numpy(dtype=float) != 0).any(axis=1)
+    left = turned & (origins != 0).any(axis=1)
+    if left.any():
+        _log.warning(
+            "%s: rlnOrigin*Angst of %d particles are not applied, as rlnTomoSubtomogram* turn them",
+            path, int(left.sum()),
+        )  # fmt: skip
+    return np.where(turned[:, None], 0.0, origins)
+
+
 def read_judged(raw: pd.DataFrame, zyx_vox: NDArray[np.float64], place: Place) -> pd.DataFrame:
     """Return annotations of STAR rows: our class name, else the class number, and the score."""
     if CLASS_NAME in raw:
@@ -199,9 +221,9 @@ def _judgement(tomogram: TomogramParticles, classes: Sequence[str]) -> pd.DataFr
     table["tomolineMargin"] = particles["margin"].to_numpy(dtype=float)
     if EXPECTED_PRECISION in particles:
         table[PRECISION] = particles[EXPECTED_PRECISION].to_numpy(dtype=float)
-    for name in classes:
+    labels = distinct(f"tomolineProbability_{safe_file_name(name)}" for name in classes)
+    for name, label in zip(classes, labels, strict=True):
         column = PROBABILITY_PREFIX + name
-        label = "tomolineProbability_" + re.sub(r"[^A-Za-z0-9._-]", "_", name)
         table[label] = particles[column].to_numpy(dtype=float) if column in particles else 0.0
     return table
 

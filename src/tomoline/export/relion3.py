@@ -22,6 +22,7 @@ import pandas as pd
 from tomoline.export.dialect import Dialect, Place, TomogramParticles
 from tomoline.export.relion import (
     CORNER,
+    ORIGIN_ANGSTROM,
     read_judged,
     read_names,
     read_rows,
@@ -32,7 +33,6 @@ from tomoline.io.star import write_star
 from tomoline.settings import ExportSettings
 
 SUFFIX = "_tomoline.star"
-ORIGIN_ANGSTROM = tuple(f"rlnOrigin{axis}Angst" for axis in "ZYX")
 ORIGIN_VOXELS = tuple(f"rlnOrigin{axis}" for axis in "ZYX")  # RELION before 3.1
 
 
@@ -121,4 +121,5 @@ DIALECT = Dialect(
     read=read,
     names=read_names,
     opens_tomogram=True,
+    names_path=True,
 )

@@ -18,6 +18,7 @@ from tomoline.export.relion import (
     CORNER,
     read_judged,
     read_names,
+    read_origins,
     read_rows,
     write_class_files,
     write_relion,
@@ -53,8 +54,9 @@ def write_combined(
 
 
 def read(path: Path, place: Place) -> pd.DataFrame:
-    """Read a tomogram's particles; `rlnOrigin*` are not applied."""
+    """Read a tomogram's particles, their origins taken off (`read_origins`)."""
     raw, zyx = read_rows(path, place, CORNER)
+    zyx = zyx - read_origins(raw, path) / place.geometry.pixel_size_angstrom
     return read_judged(raw, place.geometry.from_unbinned(zyx), place)
 
 

@@ -22,6 +22,7 @@ from tomoline.export.relion import (
     CENTRED,
     read_judged,
     read_names,
+    read_origins,
     read_rows,
     write_class_files,
     write_relion,
@@ -61,8 +62,9 @@ def write_combined(
 
 
 def read(path: Path, place: Place) -> pd.DataFrame:
-    """Read a tomogram's particles; `rlnOrigin*Angst` are not applied."""
+    """Read a tomogram's particles, their origins taken off (`read_origins`)."""
     raw, zyx = read_rows(path, place, CENTRED)
+    zyx = zyx - read_origins(raw, path)
     voxels = place.geometry.from_centred_angstrom(zyx, centre=place.relion_centre)
     return read_judged(raw, voxels, place)
 

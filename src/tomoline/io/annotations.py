@@ -39,6 +39,8 @@ PLACE_COLUMNS = ["z_vox", "y_vox", "x_vox"]
 # SHREC'20 gives z in its 200-voxel slab of a 512-voxel volume (METHODS.md).
 SHREC20_Z_OFFSET_VOX = 156.0
 
+_DECIMAL_COMMA = r"^\s*(-?\d+),(\d+)\s*$"
+
 TruthFormat = Literal["auto", "shrec19", "shrec20", "shrec21", "csv", "star"]
 
 _ALIASES = {
@@ -223,10 +225,19 @@ def _read_csv(path: Path, options: TruthOptions) -> pd.DataFrame:
 
 
 def read_text_table(path: Path) -> pd.DataFrame:
-    """Read a CSV table with a header, all cells as text; InputError where it is none."""
-    _lines(path)
+    """Read a CSV table with a header, all cells as text; InputError where it is none.
+
+    Spreadsheet programs of many countries write semicolons, and commas in numbers; those are read
+    as well.
+    """
+    first = next((line for line in _lines(path) if line.strip()), "")
+    separator = max(",;\t", key=first.count)
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        table = pd.read_csv(
+            path, dtype=str, keep_default_na=False, skipinitialspace=True, sep=separator
+        )
+        # Between commas, "1,234" might as well be more than a thousand.
+        return table if separator == "," else table.replace(_DECIMAL_COMMA, r"\1.\2", regex=True)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(
             path,
@@ -267,7 +278,9 @@ def _named(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
     for name, column in found.items():
         if column is None:
             continue
-        table[name] = raw[column].astype(str) if name == "class" else _numbers(raw, column, path)
+        table[name] = (
+            raw[column].astype(str).str.strip() if name == "class" else _numbers(raw, column, path)
+        )
     if "id" not in table:
         table["id"] = np.arange(1, len(table) + 1)
     if "class" not in table:

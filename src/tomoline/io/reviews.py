@@ -122,13 +122,19 @@ def _rows(path: Path) -> Sequence[tuple[int, list[str]]]:
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(
             path, expected="comma-separated text in UTF-8", found=str(error),
-            remedy="save it as CSV, not as a spreadsheet",
+            remedy="save it as `CSV UTF-8`, not as a spreadsheet or in another encoding",
         ) from None  # fmt: skip
     first = next((line for line in text.splitlines() if line.strip(" ,;\t#")), "")
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     found = []
-    for row in reader:
-        if any(cell.strip() for cell in row) and not row[0].lstrip().startswith("#"):
-            found.append((reader.line_num, row))
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row) and not row[0].lstrip().startswith("#"):
+                found.append((reader.line_num, row))
+    except csv.Error as error:
+        raise InputError(
+            f"{path}, line {reader.line_num}", expected="a table of text", found=str(error),
+            remedy="look for a quote that does not end, or write the review anew",
+        ) from None  # fmt: skip
     return found

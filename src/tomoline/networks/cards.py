@@ -7,6 +7,7 @@ are refused before any work is done. Nothing here loads torch: every job of a ru
 from __future__ import annotations
 
 import hashlib
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from tomoline.contracts import BACKGROUND
 from tomoline.errors import InputError
 from tomoline.io.atomic import write_text
 
+# A class's name goes into tables and other programs' files: no quotes, no control characters.
+_CLASS_NAME = re.compile(r"""[^\x00-\x1f\x7f"']{1,100}""")
 CARD, WEIGHTS = "card.yaml", "weights.safetensors"
 # Networks that name a subtomogram as a whole; the others name each of its voxels.
 NAME_WHOLE = frozenset({"dsmnet"})
@@ -29,6 +32,11 @@ NEEDED = {
     "localizer": ("threshold", "bandwidth_vox"), "classifier": ("box_vox",),
     "segmenter": ("threshold",),
 }  # fmt: skip
+
+
+def is_class_name(name: str) -> bool:
+    """Whether every program's files can hold a class of this name."""
+    return _CLASS_NAME.fullmatch(name) is not None and name == name.strip()
 
 
 class Range(BaseModel):
@@ -117,6 +125,12 @@ class ModelCard(BaseModel):
     def _consistent(self) -> ModelCard:
         if self.classes[0] != BACKGROUND:
             raise ValueError(f"classes must begin with {BACKGROUND!r}")
+        bad = [name for name in self.classes if not is_class_name(name)]
+        if bad or len(set(self.classes)) < len(self.classes):
+            raise ValueError(
+                "classes must be names of 1 to 100 characters without quotes and control "
+                f"characters, none twice, not {', '.join(map(repr, bad or self.classes))}"
+            )
         low, high = self.voxel_size_range_angstrom
         if not low <= self.voxel_size_angstrom <= high:
             raise ValueError("voxel_size_angstrom lies outside voxel_size_range_angstrom")

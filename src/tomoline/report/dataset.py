@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from pydantic import ValidationError
 
 from tomoline.contracts import BACKGROUND, EXPECTED_PRECISION
+from tomoline.export.dialect import is_selected, what_was_asked
 from tomoline.networks.cards import NAME_WHOLE
 from tomoline.report import figures, pages, plots
 from tomoline.report.evaluation import HEADLINES, headline, pooled_html, summary_html
@@ -26,6 +28,7 @@ from tomoline.report.methods import (
 from tomoline.report.models import models_html
 from tomoline.report.palette import ClassStyle, class_order, styles
 from tomoline.report.sources import Timing, as_float, finite, stage_order
+from tomoline.settings import ExportSettings
 
 MAX_ROWS = 40  # tomograms in the picture of classes
 SCORE_BINS = 20
@@ -176,14 +179,14 @@ def _head(result: DatasetResult) -> str:
     failed, refused = len(result.in_state("failed", "interrupted")), len(result.in_state("refused"))
     waiting = len(result.in_state("to do", "running"))
     tiles: list[Any] = [
-        (f"{len(result.rows):,}", "tomograms came in"),
+        (f"{len(result.rows):,}", f"tomogram{_s(len(result.rows))} came in"),
         (f"{len(result.in_state('finished')):,}", "finished"),
         (f"{failed:,}", "failed", "bad" if failed else ""),
         (f"{refused:,}", "refused when onboarded", "bad" if refused else ""),
     ]
     if waiting:
         tiles.append((f"{waiting:,}", "not finished yet"))
-    tiles.append((f"{n_particles:,}", "particles came out"))
+    tiles.append((f"{n_particles:,}", f"particle{_s(n_particles)} came out"))
     problem = pages.box([result.problem], "bad") if result.problem else ""
     return (
         f'<p class="lead">{escape(_sentence(result))}</p>{problem}{pages.tiles(tiles)}'
@@ -214,7 +217,7 @@ def _minute_html(result: DatasetResult) -> str:
 def _came_in(result: DatasetResult) -> list[str]:
     known = [row for row in result.rows if row.size_xyz]
     n = len(result.rows)
-    texts = [f"{n:,} tomogram{'' if n == 1 else 's'}."]
+    texts = [f"{n:,} tomogram{_s(n)}."]
     if known:
         sizes = sorted({row.size_xyz for row in known if row.size_xyz}, key=np.prod)
         voxels = sorted({round(row.voxel_size_angstrom, 3) for row in known})
@@ -241,9 +244,11 @@ def _came_out(result: DatasetResult) -> list[str]:
         return ["No particle was kept."]
     seen = {name for row in done for name in row.counts}
     texts = [
-        f"<b>{sum(kept):,} particles</b> of {len(seen)} class{'es' if len(seen) > 1 else ''}, "
+        f"<b>{sum(kept):,} particle{_s(sum(kept))}</b> of "
+        f"{len(seen)} class{'es' if len(seen) > 1 else ''}, "
         f"{np.median(kept):,.0f} in a usual tomogram (median; {min(kept):,} to {max(kept):,})."
     ]
+    texts += _exported(result, done)
     promised = [
         finite(row.accepted[EXPECTED_PRECISION])
         for row in done
@@ -263,6 +268,22 @@ def _came_out(result: DatasetResult) -> list[str]:
     return texts
 
 
+def _exported(result: DatasetResult, done: Sequence[TomogramRow]) -> list[str]:
+    """Say how many particles the settings of the export leave, where they leave any out."""
+    try:
+        settings = ExportSettings.model_validate(result.config.get("export") or {})
+    except ValidationError:  # a hand-edited config.yaml: the page is made anyway
+        return []
+    asked = what_was_asked(settings)
+    if not asked or (
+        settings.min_expected_precision > 0
+        and not all(EXPECTED_PRECISION in row.particles.columns for row in done)
+    ):
+        return []
+    left = sum(int(is_selected(row.particles, settings).sum()) for row in done)
+    return [f"<b>{left:,} of them</b> are in the files for other programs ({escape(asked)})."]
+
+
 def _what_failed(result: DatasetResult) -> list[str]:
     broken = result.in_state("failed", "interrupted", "refused")
     texts = []
@@ -278,7 +299,7 @@ def _what_failed(result: DatasetResult) -> list[str]:
     for flag, words in (("no", "The models cannot judge"), ("doubtful", "The models may not know")):
         n = sum(row.in_domain == flag for row in result.rows)
         if n:
-            texts.append(f"{words} {n} tomogram{'' if n == 1 else 's'}: see below.")
+            texts.append(f"{words} {n} tomogram{_s(n)}: see below.")
     return texts
 
 
@@ -288,11 +309,14 @@ def _look_first(result: DatasetResult) -> list[str]:
     if len(done) < 2:
         return []
     chosen: dict[str, TomogramRow] = {}
-    for words, row in (
-        ("lowest scores", min(done, key=_median_score)),
-        ("fewest particles", min(done, key=lambda row: len(row.accepted))),
-        ("most particles", max(done, key=lambda row: len(row.accepted))),
-    ):
+    counts = {len(row.accepted) for row in done}
+    named = [("lowest scores", min(done, key=_median_score))]
+    if len(counts) > 1:
+        named += [
+            ("fewest particles", min(done, key=lambda row: len(row.accepted))),
+            ("most particles", max(done, key=lambda row: len(row.accepted))),
+        ]
+    for words, row in named:
         before = next((w for w, r in chosen.items() if r is row), None)
         if before is None:
             chosen[words] = row
@@ -323,7 +347,7 @@ def _sentence(result: DatasetResult) -> str:
         text = f"All {total} tomograms finished" if total > 1 else "The tomogram finished"
     else:
         text = f"{done} of {total} tomograms finished"
-    text += f" with {n_particles:,} particles."
+    text += f" with {n_particles:,} particle{_s(n_particles)}."
     if failed:
         names = ", ".join(row.tomogram for row in failed[:5])
         more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
@@ -699,6 +723,10 @@ def _software_html(result: DatasetResult) -> str:
         settings = yaml.safe_dump(dict(result.config), sort_keys=True, allow_unicode=True)
         text += pages.details("All settings of this run", f"<pre>{escape(settings)}</pre>")
     return text
+
+
+def _s(n: int) -> str:
+    return "" if n == 1 else "s"
 
 
 def _blank(value: Any) -> Any:

@@ -186,9 +186,9 @@ def densities_html(shown: Sequence[Density], styles: Mapping[str, ClassStyle], *
         "orientations are known, the mean is of particles as they lie, cut through its middle "
         "from above (x to the right, y up), from the front (z up) and from the side (y to the "
         "right): it shows size and whether picks are centred, not the structure. It is stretched "
-        "to its own range; heights are in the profile. Single picks are of the best, middle and "
-        "worst scores, all in the same greys: a class whose worst look like nothing wants a "
-        "higher least score."
+        "to its own range; the curve below is its rotational average, with heights. Single picks "
+        "are of the best, middle and worst scores, all in the same greys: a class whose worst "
+        "look like nothing wants a higher least score."
     )
     return pages.paragraph(note, "note") + f'<div class="cards">{"".join(cards)}</div>'
 

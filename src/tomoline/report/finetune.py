@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from tomoline.evaluation.held_out import NOT_MEASURABLE
-from tomoline.report.pages import Column, Page, box, facts, table, tiles
+from tomoline.report.pages import Column, Page, box, facts, paragraph, table, tiles
 
 _TOLD = {
     "recall": "particles found",
@@ -30,6 +30,11 @@ def finetune_page(report: Mapping[str, Any]) -> str:
         ])  # fmt: skip
         page.add("Before and after, on what was held out", _before_after(report))
         page.add("By class", _classes(report))
+    if known := report["known_before"]:
+        page.add("The classes that were known before", paragraph(
+            f"Of {known['boxes']} simulated particles of {known['classes']} classes that were not "
+            f"learnt from, the mean of the classes named rightly is {known['before']:.3f} before "
+            f"and {known['after']:.3f} after."))  # fmt: skip
     page.add("What was learnt", _learnt(report))
     page.add("To know", box([*report["notes"], f"Sift: {report['sift']}"]))
     return page.html()

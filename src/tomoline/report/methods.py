@@ -64,7 +64,8 @@ def methods_text(*, version: str, localizer: Mapping[str, Any], classifier: Mapp
         "components, whose centroids and distance-transform peaks seeded a flat-kernel mean-shift; "
         "its modes are the particle centres. Subtomograms cut at these centres were "
         f"{named}{sifted}. "
-        f"In all, {n_particles:,} particles were kept in {n_tomograms:,} "
+        f"In all, {n_particles:,} particle{' was' if n_particles == 1 else 's were'} kept in "
+        f"{n_tomograms:,} "
         f"tomogram{'' if n_tomograms == 1 else 's'}."
         + (
             " Where the truth was known, picks were compared with it as in SHREC (Gubins et al., "

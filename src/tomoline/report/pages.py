@@ -68,7 +68,7 @@ svg .ax{stroke:#444;stroke-width:1}svg .mark{stroke-dasharray:3 2}
 svg .under{stroke:#fff;stroke-width:3}svg .grid{stroke:#e1e5e9;stroke-width:1}
 .legend{display:flex;flex-wrap:wrap;gap:3px 16px;margin:6px 0 10px;padding:0;list-style:none;
 font-size:.92rem}
-.legend label{cursor:pointer;white-space:nowrap}
+.legend li{max-width:100%}.legend label{cursor:pointer;overflow-wrap:anywhere}
 .legend.switch{position:sticky;top:0;z-index:2;background:#fff;padding:6px 0;
 border-bottom:1px solid var(--line)}
 button{font:inherit;font-size:.88rem;padding:1px 10px;border:1px solid var(--line);
@@ -135,7 +135,8 @@ all("table.sort").forEach(table => all("thead th", table).forEach((head, k) => {
   };
   head.tabIndex = 0; head.title = head.title || "click to sort";
   head.addEventListener("click", sort);
-  head.addEventListener("keydown", e => { if (e.key == "Enter") sort(); });
+  head.addEventListener("keydown", e => {
+    if (e.key == "Enter" || e.key == " ") { e.preventDefault(); sort(); } });
 }));
 })();
 """

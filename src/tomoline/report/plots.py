@@ -225,7 +225,7 @@ def candidates(table: pd.DataFrame, styles: Mapping[str, ClassStyle]) -> dict[st
     colours = [styles[name].colour for name in names]
     shapes = [_SHAPES[styles[name].shape] for name in names]
     if (table["class"] == "rejected").any():
-        names, colours, shapes = [*names, "rejected"], [*colours, REJECTED], [*shapes, "stroke"]
+        names, colours, shapes = [*names, "rejected"], [*colours, REJECTED], [*shapes, "cross"]
     brush = alt.selection_interval(name="chosen")
     pick = alt.selection_point(fields=["class"], bind="legend", name="named")
     look = alt.Scale(domain=names, range=colours)

@@ -153,11 +153,11 @@ def _marks(result: TomogramResult) -> dict[str, float]:
     """Scores to be marked on the curve: where the picks begin, and where the export does."""
     scores = _column(result.accepted, "score")
     scores = scores[np.isfinite(scores)]
-    marks = {"kept": float(scores.min())} if scores.size else {}
+    marks = {"least kept": float(scores.min())} if scores.size else {}
     if result.min_score > 0:
         marks["exported"] = result.min_score
     wanted = _least_score(result, 0.95)
-    if wanted is not None and marks and wanted[0] > marks["kept"]:
+    if wanted is not None and marks and wanted[0] > marks["least kept"]:
         marks["for 95 %"] = wanted[0]
     return marks
 

@@ -31,8 +31,14 @@ from tomoline.io.reviews import read_review
 from tomoline.io.sheet import DATASETS_FOLDER, labels_file, load_dataset
 from tomoline.io.tables import read_particles, table_classes
 from tomoline.stages.importing import geometry_of
-from tomoline.stages.labels import Changes, joined, labels_of
-from tomoline.stages.review import ASKED, SAME_PLACE_ANGSTROM
+from tomoline.stages.labels import (
+    Changes,
+    check_class_names,
+    joined,
+    labels_of,
+    same_place_vox,
+)
+from tomoline.stages.review import ASKED, ASKED_COLUMNS, read_asked
 
 SAME_PICK_VOX = 0.05  # what rounding in a table may move a place
 MOST_FAULTS = 10  # named in one message
@@ -77,33 +83,38 @@ def adopt(
     project = Path(project)
     folder = project / DATASETS_FOLDER
     settings, rows = load_dataset(dataset, folder=folder)
+    check_class_names(new_classes, "--new-class")
     table = read_review(path)
     sheet = {row.tomogram: row for row in rows}
-    known = _known_classes(project, dataset, sheet, table["class"], new_classes)
+    found = _tables(project / "results" / dataset, sheet)
+    labels = [labels_of(labels_file(dataset, name, folder=folder)) for name in sheet]
+    known = _known_classes(found.values(), labels, table["class"], new_classes)
     asked = _asked(project, dataset, path)
+    picks = {name: _picks(asked[asked["tomogram"] == name], found.get(name)) for name in sheet}
     faults, verdicts = [], []
     for _, row in table.iterrows():
         verdict, fault = _verdict(row, known)
-        fault = fault or _unknown_pick(row, sheet, asked, project / "results" / dataset)
+        fault = fault or (_unknown_pick(row, picks) if row["decision"] else "")
         verdicts.append(verdict)
-        faults += [f"line {row['line']}: {fault}"] if fault and row["decision"] else []
+        faults += [f"line {row['line']}: {fault}"] if fault else []
     table["verdict"] = [verdict for verdict, _ in verdicts]
     table["named"] = [name for _, name in verdicts]
     given = table[table["verdict"] != ""]
     faults += _twice(given)
     if faults:
         _refuse(path, faults, known)
-    changes, files = {}, {}
+    changes, files, whole = {}, {}, {}
     for tomogram, own in given.groupby("tomogram", sort=False):
         name = str(tomogram)
         geometry = geometry_of(sheet[name], settings)
         files[name] = labels_file(dataset, name, folder=folder)
         new = annotation_table(own[PLACE_COLUMNS].to_numpy(float), list(own["named"]))
         new = label_table(new.assign(verdict=list(own["verdict"])), source="review")
-        within = SAME_PLACE_ANGSTROM / geometry.voxel_size_angstrom
-        merged, changes[name] = joined(labels_of(files[name]), new, within_vox=within)
+        within = same_place_vox(geometry.voxel_size_angstrom)
+        whole[name], changes[name] = joined(labels_of(files[name]), new, within_vox=within)
+    for name, labels_now in whole.items():  # when all are known to be good
         if changes[name].added or changes[name].replaced:
-            write_labels(files[name], merged)
+            write_labels(files[name], labels_now)
     return Adopted(
         changes=changes, files=files, empty=int((table["decision"] == "").sum()),
         decisions={str(k): int(n) for k, n in given["verdict"].value_counts().items()},
@@ -150,20 +161,24 @@ def _verdict(row: pd.Series, known: Mapping[str, str]) -> tuple[tuple[str, str],
     return ("", ""), f"decision {said!r} is no known class{hint}"
 
 
+def _tables(results: Path, tomograms: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """The particle tables of the tomograms that are finished."""
+    files = {name: results / name / "particles.csv" for name in tomograms}
+    return {name: read_particles(file) for name, file in files.items() if file.is_file()}
+
+
 def _known_classes(
-    project: Path,
-    dataset: str,
-    tomograms: Iterable[str],
+    found: Iterable[pd.DataFrame],
+    labels: Iterable[pd.DataFrame],
     proposed: Iterable[str],
     new_classes: Sequence[str],
 ) -> dict[str, str]:
     """Classes of the results, the labels and the user, by their names in small letters."""
     names = list(new_classes)
-    for tomogram in tomograms:
-        table = project / "results" / dataset / tomogram / "particles.csv"
-        names += table_classes(read_particles(table)) if table.is_file() else []
-        labels = labels_of(labels_file(dataset, tomogram, folder=project / DATASETS_FOLDER))
-        names += [str(name) for name in labels["class"]]
+    for table in found:
+        names += table_classes(table)
+    for table in labels:
+        names += [str(name) for name in table["class"]]
     names += [name for name in proposed if name]
     return {name.casefold(): name for name in reversed(names) if name}
 
@@ -171,36 +186,42 @@ def _known_classes(
 def _asked(project: Path, dataset: str, path: Path) -> pd.DataFrame:
     """Picks of this and earlier reviews."""
     places = [project / "results" / dataset / "review" / ASKED, path.parent / ASKED]
-    found = [pd.read_csv(p, dtype={"tomogram": str}) for p in dict.fromkeys(places) if p.is_file()]
-    columns = ["tomogram", "particle_id", *PLACE_COLUMNS]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
+    found = [read_asked(place) for place in dict.fromkeys(places) if place.is_file()]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=ASKED_COLUMNS)
+
+
+def _picks(asked: pd.DataFrame, found: pd.DataFrame | None) -> dict[int, list[tuple[float, ...]]]:
+    """Where the picks of a tomogram are or were, by their numbers."""
+    picks: dict[int, list[tuple[float, ...]]] = {}
+    for table in (asked, *([] if found is None else [found])):
+        places = table[PLACE_COLUMNS].to_numpy(float)
+        for number, place in zip(table["particle_id"], places, strict=True):
+            picks.setdefault(int(number), []).append(tuple(place.tolist()))
+    return picks
 
 
 def _unknown_pick(
-    row: pd.Series, sheet: Mapping[str, object], asked: pd.DataFrame, results: Path
+    row: pd.Series, picks: Mapping[str, Mapping[int, Sequence[tuple[float, ...]]]]
 ) -> str:
     """Why a row is of no pick of ours; empty where it is one."""
     tomogram, number = str(row["tomogram"]), int(row["particle_id"])
-    if tomogram not in sheet:
-        near = get_close_matches(tomogram, list(sheet), n=1)
+    if tomogram not in picks:
+        near = get_close_matches(tomogram, list(picks), n=1)
         return f"no tomogram {tomogram!r}" + (f", did you mean {near[0]}?" if near else "")
     place = row[PLACE_COLUMNS].to_numpy(float)
-    table = results / tomogram / "particles.csv"
-    tables = [asked[asked["tomogram"] == tomogram]]
-    tables += [read_particles(table)] if table.is_file() else []
-    for known in tables:
-        own = known[known["particle_id"] == number][PLACE_COLUMNS].to_numpy(float)
-        if len(own) and np.abs(own - place).max(1).min() <= SAME_PICK_VOX:
-            return ""
-    if not any((known["particle_id"] == number).any() for known in tables):
+    known = picks[tomogram].get(number)
+    if not known:
         return f"{tomogram} has no particle {number}"
+    if np.abs(np.array(known) - place).max(1).min() <= SAME_PICK_VOX:
+        return ""
     return f"particle {number} of {tomogram} is not at {tuple(np.round(place[::-1], 1).tolist())}"
 
 
 def _twice(given: pd.DataFrame) -> list[str]:
     """Picks that have two decisions which differ."""
     faults = []
-    for _, same in given.groupby(["tomogram", "particle_id", *PLACE_COLUMNS]):
+    pick = ["tomogram", "particle_id", *PLACE_COLUMNS]
+    for _, same in given[given.duplicated(pick, keep=False)].groupby(pick):
         if len(same[["verdict", "named"]].drop_duplicates()) > 1:
             lines = ", ".join(map(str, same["line"]))
             said = ", ".join(map(str, same["decision"]))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tomoline.contracts import BACKGROUND
 from tomoline.errors import InputError
-from tomoline.export.dialect import check_classes
+from tomoline.export.dialect import check_classes, check_tilt_series
 from tomoline.export.registry import dialect
 from tomoline.io.sheet import DATASETS_FOLDER, SheetRow, labels_file, load_dataset
 from tomoline.networks.cards import ModelCard, load_card, verify_weights
@@ -119,6 +119,12 @@ def start_of(config: Config, role: Literal["localizer", "classifier"]) -> Path:
     folder = model_path(named, models.folder) if named else models.path_of(role)
     # The candidates are those of the run's localizer, so it must not wait for its own outcome.
     used = {folder, models.path_of(role)} if role == "localizer" else {folder}
+    if role == "localizer" and folder != models.path_of(role):
+        raise InputError(
+            "finetune.localizer", expected=f"the localizer of `models`, {models.path_of(role)}, "
+            "which finds the candidates", found=str(folder),
+            remedy="name it in models.localizer too, or leave finetune.localizer empty",
+        )  # fmt: skip
     own = Path("results/models") / f"{tune.name}-{role}"
     if own in used:
         raise InputError(
@@ -257,6 +263,7 @@ def _check_dataset(
 
 def _check_tilt_series(sheet: Path, rows: Sequence[SheetRow]) -> None:
     """RELION and Warp know a tomogram by its tilt series, so each needs its own."""
+    check_tilt_series([row.tilt_series for row in rows if row.tilt_series], source=str(sheet))
     seen: dict[str, str] = {}
     for row in rows:
         other = seen.setdefault(row.tilt_series, row.tomogram)

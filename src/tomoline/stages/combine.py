@@ -8,12 +8,14 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from tomoline.errors import InputError
-from tomoline.export.dialect import selected
+from tomoline.export.dialect import check_tilt_series, selected, write_set
 from tomoline.export.registry import DIALECTS
 from tomoline.log import get_logger
 from tomoline.settings import DatasetSettings, ExportSettings, validated
-from tomoline.stages.export import load
+from tomoline.stages.export import load, nothing_left, warn_of_paths
 
 SETTINGS = ExportSettings
 log = get_logger(__name__)
@@ -37,11 +39,15 @@ def run(
     _check_names(names)
     checked = validated(DatasetSettings, dataset, source="dataset")
     tables, transforms = _listed(inputs["particles"]), _listed(inputs["transforms"])
-    tomograms = [
-        selected(load(table, transform, tilt_series=name, dataset=checked), settings)
+    loaded = [
+        load(table, transform, tilt_series=name, dataset=checked)
         for name, table, transform in zip(names, tables, transforms, strict=True)
     ]
-    log.info("%d particles of %d tomograms", sum(len(t.particles) for t in tomograms), len(names))
+    tomograms = [selected(tomogram, settings) for tomogram in loaded]
+    count = sum(len(tomogram.particles) for tomogram in tomograms)
+    log.info("%d particles of %d tomograms", count, len(names))
+    if not count:
+        log.warning(nothing_left(pd.concat([one.particles for one in loaded]), settings))
     for dialect in DIALECTS.keys() & outputs.keys():
         stars = _listed(inputs[dialect]) if inputs.get(dialect) else repeat(None, len(names))
         own = [
@@ -49,8 +55,9 @@ def run(
             for tomogram, star in zip(tomograms, stars, strict=True)
         ]
         folder = Path(outputs[dialect]).parent
-        written = DIALECTS[dialect].write_combined(own, folder, settings)
-        log.info("%s: %s", dialect, ", ".join(path.name for path in written))
+        written = write_set(DIALECTS[dialect], own, folder, settings)
+        warn_of_paths(DIALECTS[dialect], own)
+        log.info("%s: %d files in %s", dialect, len(written), folder)
 
 
 def _listed(value: Any) -> list[str]:
@@ -67,3 +74,4 @@ def _check_names(names: Sequence[str]) -> None:
             found=f"{', '.join(twice)} more than once" if twice else "no tomograms",
             remedy="correct the column tilt_series of the dataset's sheet",
         )
+    check_tilt_series(names)

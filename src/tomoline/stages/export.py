@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from tomoline.contracts import VolumeTransform
-from tomoline.export.dialect import TomogramParticles, selected
+from tomoline.export.dialect import (
+    Dialect,
+    TomogramParticles,
+    check_tilt_series,
+    selected,
+    what_was_asked,
+)
 from tomoline.export.geometry import TomogramGeometry
 from tomoline.export.registry import dialect as dialect_of
-from tomoline.io.tables import read_particles
+from tomoline.io.tables import ACCEPTED, read_particles
 from tomoline.log import get_logger
 from tomoline.settings import DatasetSettings, ExportSettings, validated
 
 SETTINGS = ExportSettings
+_NOT_BARE = re.compile(r"""[\s"'#$&;()\\`*?]""")
 
 
 def load(
@@ -25,7 +35,11 @@ def load(
     dataset: DatasetSettings,
     star_path: str | Path | None = None,
 ) -> TomogramParticles:
-    """Join a tomogram's particle table with its geometry."""
+    """Join a tomogram's particle table with its geometry.
+
+    Raises InputError where no file can have the tilt series' name.
+    """
+    check_tilt_series([tilt_series])
     given = VolumeTransform.load(transform)
     return TomogramParticles(
         tilt_series=tilt_series,
@@ -61,6 +75,7 @@ def run(
     for name, path in outputs.items():
         dialect = dialect_of(name)
         dialect.write(chosen, Path(path), settings)
+        warn_of_paths(dialect, [chosen])
         if dialect.opens_tomogram and chosen.is_turned:
             log.warning(
                 "%s: particles are in the axes of the tomogram turned by `trimvol -rx`; %s is not "
@@ -71,3 +86,27 @@ def run(
         "%s: wrote %d of %d rows as %s",
         tilt_series, len(chosen.particles), len(tomogram.particles), ", ".join(outputs),
     )  # fmt: skip
+    if chosen.particles.empty:
+        log.warning(nothing_left(tomogram.particles, settings))
+
+
+def nothing_left(particles: pd.DataFrame, settings: ExportSettings) -> str:
+    """Say why there is nothing to export: nothing was found, or the settings leave all out."""
+    kept = int((particles["status"] == ACCEPTED).sum())
+    if not kept:
+        return "no particles were found: the files are valid and hold none"
+    return (
+        f"none of the {kept} accepted particles meets {what_was_asked(settings)}: the files are "
+        "valid and hold none"
+    )
+
+
+def warn_of_paths(dialect: Dialect, tomograms: Iterable[TomogramParticles]) -> None:
+    """Warn where a program would stumble over the tomogram's path: it reads or hands it on bare."""
+    for tomogram in tomograms:
+        if dialect.names_path and _NOT_BARE.search(tomogram.file_path):
+            get_logger(__name__).warning(
+                "%s: the path %r has blanks, quotes or other signs that the program cannot take; "
+                "give it a link without them",
+                dialect.name, tomogram.file_path,
+            )  # fmt: skip

@@ -121,7 +121,8 @@ def run(
     check_learnt(tomos, settings)
     if len(classes) > len(classifier.card.classes):
         log.info("new classes: %s", ", ".join(classes[len(classifier.card.classes) :]))
-    before = make_runner(classifier.folder, ClassifySettings(device=settings.device))
+    before = make_runner(classifier.folder, ClassifySettings(
+        device=settings.device, test_time_flips=settings.test_time_flips))  # fmt: skip
     votes = [votes_in(before, one.found(np.ones(len(one.score), bool))) for one in tomos]
     finder = make_runner(
         localizer.folder, SegmentSettings(device=settings.device, test_time_flips=1)
@@ -155,9 +156,10 @@ def _finish(
             card = changed(card, sift=fit.model_copy(
                 update={"localizer_sha256": finder_card.weights_sha256}).model_dump())  # fmt: skip
     held = [(one, vote) for one, vote in zip(tomos, votes, strict=True)
-            if len(_measured_by(one).centres) + len(one.held.negatives)]  # fmt: skip
+            if len(_measured_by(one).centres) + len(one.held.negatives)
+            or (one.truth is not None and one.held_from < one.volume.shape[1])]  # fmt: skip
     complete = settings.labels == "complete" or all(one.truth is not None for one, _ in held)
-    runner = runner_of(card, state, settings.device, flips=ClassifySettings().test_time_flips)
+    runner = runner_of(card, state, settings.device, flips=settings.test_time_flips)
     old, new = [], []
     for one, vote in held:
         own = one.is_held(one.candidates)
@@ -169,17 +171,23 @@ def _finish(
             found = _found_anew(one, *located, threshold=_threshold(card, finder_card),
                                 device=settings.device)  # fmt: skip
         new.append((found, votes_in(runner, found), one))
-    card, why = _sifted(card, finder_card, new, settings, complete=complete)
+    card, why = _sifted(card, finder_card, new, settings)
     after = [(_measured_by(one), _judged(found, own, finder_card, card)) for found, own, one in new]
+    if not held:
+        teacher.notes.append("nothing was held out, so nothing was measured")
     report = teacher.report(tomos, card, complete=complete)
     report["sift"] = why
     if held:
         report["before"] = figures(old, complete=complete)
         report["after"] = figures(after, complete=complete, picks=report["before"]["picks"])
-    else:
-        teacher.notes.append("nothing was held out, so nothing was measured")
-    told = {key: report[key] for key in ("before", "after", "sift") if key in report}
-    card = changed(card, metrics={**card.metrics, "finetune": told})
+    told: dict[str, Any] = {
+        when: {key: value for key, value in report[when].items() if key != "classes"}
+        for when in ("before", "after") if when in report
+    }  # fmt: skip
+    told |= {key: report[key] for key in ("known_before", "sift") if report[key]}
+    # What each class became is told in the page, and would be too long for a card. Figures of the
+    # model it began with say nothing of this one.
+    card = changed(card, metrics={"finetune": told})
     save_model(Path(outputs["classifier"]).parent, card, state)
     write_json(outputs["figures"], report)
     write_text(outputs["page"], finetune_page(report))
@@ -232,29 +240,31 @@ def _judged(
 
 def _sifted(
     card: ModelCard, localizer: ModelCard,
-    found: Sequence[tuple[Found, Sequence[Vote | None], Labelled]], settings: FinetuneSettings, *,
-    complete: bool,
+    found: Sequence[tuple[Found, Sequence[Vote | None], Labelled]], settings: FinetuneSettings,
 ) -> tuple[ModelCard, str]:  # fmt: skip
     """The card with a sift that is valid for the pair, and why it is what it is.
 
-    Fitted to candidates that nobody learnt from and of which it is known what they are, where there
-    are enough; else the old one stays.
+    Fitted to candidates that nobody learnt from, where all particles are labelled; else the old one
+    stays. By partial labels it would be biased: people label what they like to see, and reviews ask
+    about what is doubtful, so neither kind is as frequent among those as among all. A truth that
+    the sheet names measures, and is never learnt from.
     """
     fit = card.sift_for(localizer)
     if not card.names_whole or fit is None:
         return card, "none: the classifier had none for this localizer"
-    evidence, hit, total = _known_candidates(found, complete=complete)
+    same = "background has the share in the training that it had, so that its probability means " \
+           "the same"  # fmt: skip
+    if settings.labels == "partial":
+        return card, f"kept as it was, as not every particle is labelled; {same}"
+    evidence, hit, total = _held_candidates(found)
     enough = min(int(hit.sum()), int((~hit).sum()))
     if enough < LEAST_OF_EACH:
         return card, (
-            f"kept as it was: {int(hit.sum())} held-out candidates are known particles and "
-            f"{int((~hit).sum())} known to be none, fewer than {LEAST_OF_EACH} of each; background "
-            "has the share in the training that it had, so that its probability means the same"
+            f"kept as it was: of the held-out candidates {int(hit.sum())} are particles and "
+            f"{int((~hit).sum())} are not, fewer than {LEAST_OF_EACH} of each; {same}"
         )
     weights = fit_weights(evidence, hit)
-    least = fit.least
-    if complete:
-        least, _ = best_cut(particle_probability(evidence, weights), hit, total)
+    least, _ = best_cut(particle_probability(evidence, weights), hit, total)
     new = fit.model_copy(update={
         "intercept": round(weights.intercept, 4), "score": round(weights.score, 4),
         "background": round(weights.background, 4), "contrast": round(weights.contrast, 4),
@@ -266,21 +276,17 @@ def _sifted(
     )
 
 
-def _known_candidates(
-    found: Sequence[tuple[Found, Sequence[Vote | None], Labelled]], *, complete: bool
+def _held_candidates(
+    found: Sequence[tuple[Found, Sequence[Vote | None], Labelled]],
 ) -> tuple[Evidence, NDArray[np.bool_], int]:
-    """Evidence and truth of held-out candidates that are known, and the number of known
-    particles."""
+    """Evidence and labels of the held-out candidates, and the number of labelled particles."""
     terms, hits = [np.empty((0, 3))], [np.empty(0, bool)]
     total = 0
     for one, votes, tomo in found:
-        held = _measured_by(tomo)
-        total += len(held.centres)
-        hit = match_one_to_one(one.centres, held.centres, HIT_DISTANCE_VOX).true_of_prediction >= 0
+        centres = tomo.held.centres
+        total += len(centres)
+        hit = match_one_to_one(one.centres, centres, HIT_DISTANCE_VOX).true_of_prediction >= 0
         known = np.array([vote is not None for vote in votes], bool)
-        if not complete:
-            none = match_one_to_one(one.centres, tomo.held.negatives, HIT_DISTANCE_VOX)
-            known &= hit | (none.true_of_prediction >= 0)
         share = np.array([1.0 if vote is None else vote.background for vote in votes])
         terms.append(np.stack([one.score, share, one.contrast], axis=1)[known])
         hits.append(hit[known])

@@ -20,7 +20,13 @@ from tomoline.errors import InputError
 from tomoline.export.dialect import Dialect, Place
 from tomoline.export.geometry import RelionCentre, TomogramGeometry
 from tomoline.export.registry import dialect as dialect_of
-from tomoline.io.annotations import RADIUS_COLUMN, label_table, write_labels
+from tomoline.io.annotations import (
+    PLACE_COLUMNS,
+    RADIUS_COLUMN,
+    SOURCE_COLUMN,
+    label_table,
+    write_labels,
+)
 from tomoline.io.sheet import (
     DATASETS_FOLDER,
     SheetRow,
@@ -28,14 +34,17 @@ from tomoline.io.sheet import (
     load_dataset,
     write_sheet,
 )
-from tomoline.log import get_logger
 from tomoline.settings import DatasetSettings
-from tomoline.stages.labels import joined, labels_of
+from tomoline.stages.labels import (
+    check_class_names,
+    joined,
+    labels_of,
+    same_place_vox,
+    without_repeats,
+)
 from tomoline.stages.names import file_stem, tilt_series_name
 
-_log = get_logger(__name__)
 _TOMOSTAR = ".tomostar"
-SAME_PICK_VOX = 0.5  # nearer to each other two picks of different files are one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +69,13 @@ class Picks:
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """Files written, with their tables, by tomogram; and names that no tomogram has."""
+    """Files written, with their tables, by tomogram; names that no tomogram has; and in words what
+    became of labels that were there before."""
 
     files: dict[str, Path]
     tables: dict[str, pd.DataFrame]
     unmatched: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -77,6 +88,7 @@ def import_picks(picks: Picks, *, project: str | Path = ".") -> Imported:
 
     Raises InputError where the file is not of the dialect, where it cannot be told which tomogram
     it is of, where a name fits several tomograms, or where a pick lies outside its tomogram.
+    Nothing is written then.
     """
     folder = Path(project) / DATASETS_FOLDER
     dialect = dialect_of(picks.dialect)
@@ -92,11 +104,17 @@ def import_picks(picks: Picks, *, project: str | Path = ".") -> Imported:
         if len(table) or not named:
             tables[row.tomogram] = table
     files = {name: labels_file(picks.dataset, name, folder=folder) for name in tables}
+    source, notes, whole = f"{picks.dialect} {picks.path.name}", [], {}
+    voxels = {row.tomogram: geometry_of(row, dataset).voxel_size_angstrom for row in chosen}
     for name, table in tables.items():
-        _add(files[name], table, source=f"{picks.dialect} {picks.path.name}")
+        within = same_place_vox(voxels[name])
+        whole[name], told = _added(files[name], table, source=source, within_vox=within)
+        notes += [f"{name}: {words}" for words in told]
+    for name, labels in whole.items():
+        write_labels(files[name], labels)
     if picks.as_truth and files:
         _name_as_truth(Path(project), folder / dataset.sheet, rows, files)
-    return Imported(files=files, tables=tables, unmatched=unmatched)
+    return Imported(files=files, tables=tables, unmatched=unmatched, notes=tuple(notes))
 
 
 def format_imported(done: Imported) -> str:
@@ -106,6 +124,7 @@ def format_imported(done: Imported) -> str:
         counts = table["class"].replace("", "without class").value_counts().sort_index()
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         lines.append(f"{name}: {len(table)} picks ({kinds or 'none'}) -> {done.files[name]}")
+    lines += done.notes
     if done.unmatched:
         lines.append(f"no tomogram of the dataset is called: {', '.join(done.unmatched)}")
     if not done.count:
@@ -152,20 +171,40 @@ def _read(
     _check_inside(table, geometry, picks, row)
     if len(picks.class_names) == 1 and (table["class"] == "").all():
         table["class"] = picks.class_names[0]
+    check_class_names(filter(None, table["class"].unique()), picks.path)
     if picks.radius_angstrom is not None and RADIUS_COLUMN not in table:
         table[RADIUS_COLUMN] = picks.radius_angstrom / geometry.voxel_size_angstrom
     return table
 
 
-def _add(file: Path, table: pd.DataFrame, *, source: str) -> None:
-    """Put picks beside what is known of the tomogram already."""
+def _added(
+    file: Path, table: pd.DataFrame, *, source: str, within_vox: float
+) -> tuple[pd.DataFrame, list[str]]:
+    """Put picks beside what is known of the tomogram already; also what became of that, in words.
+
+    A pick at the place of a label that another file or a review brought replaces it, so that no
+    particle has two.
+    """
     old = labels_of(file)
-    # Rows that do not say where they come from are of a release that knew one import only.
-    kept = old[~old["source"].isin([source, ""])]
-    merged, changes = joined(kept, label_table(table, source=source), within_vox=SAME_PICK_VOX)
-    for words in changes.replaced:
-        _log.warning("%s: %s", file.stem, words)
-    write_labels(file, merged)
+    before = old[SOURCE_COLUMN] == source
+    own, twice = without_repeats(table, source)
+    merged, changes = joined(old[~before], label_table(own, source=source), within_vox=within_vox)
+    said = []
+    gone = int(before.sum()) - _still_there(old[before], own)
+    if gone:
+        said.append(f"{gone} labels that a file of this name brought before are no longer there")
+    if twice:
+        said.append(f"{twice} picks lie on others of the file and were left out")
+    return merged, [*said, *changes.replaced]
+
+
+def _still_there(old: pd.DataFrame, new: pd.DataFrame) -> int:
+    """How many labels come again, with the same place and class."""
+    keys = [
+        set(zip(*(t[c].round(3) for c in PLACE_COLUMNS), t["class"], strict=True))
+        for t in (old, new)
+    ]
+    return len(keys[0] & keys[1])
 
 
 def _tomograms(
@@ -237,7 +276,7 @@ def _check_inside(
     """A pick far outside says that voxel size, centre or dialect is not what it was taken for."""
     zyx = table[["z_vox", "y_vox", "x_vox"]].to_numpy(dtype=float)
     size = np.array(geometry.shape_zyx)
-    outside = ((zyx < -1) | (zyx > size)).any(axis=1)
+    outside = ~((zyx >= -1) & (zyx <= size)).all(axis=1)  # so is what is no number
     if outside.any():
         n = int(np.flatnonzero(outside)[0])
         raise InputError(

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from tomoline.contracts import VolumeTransform
 from tomoline.errors import InputError
-from tomoline.evaluation.held_out import Held
+from tomoline.evaluation.held_out import HIT_DISTANCE_VOX, Held
+from tomoline.evaluation.matching import match_one_to_one
 from tomoline.io.annotations import NO, PLACE_COLUMNS, RADIUS_COLUMN, UNSURE, YES
 from tomoline.io.tables import ACCEPTED, read_candidates
 from tomoline.networks.cards import ModelCard
@@ -24,6 +25,7 @@ from tomoline.stages.extract import CENTRE_COLUMNS
 from tomoline.training.points import Points
 
 DEFAULT_RADIUS_VOX = 6.0  # of particles that only boxes are cut about
+BESIDE_VOX = 4.5  # nearer to a particle a place shows it (`SubtomogramOptions.hit_vox`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,8 @@ class Labelled:
     """One tomogram: its prepared volume, candidates of the run, and labels learnt and held out.
 
     `held_from` is the first y (prepared voxels) of the part that is held out; 0: all, infinite:
-    nothing. `truth` are its true particles, where the sheet names a complete list of them.
+    nothing. `truth` are the true particles held out, where the sheet names a complete list.
+    `known (k, 3)` are all places that labels or the truth know, on both sides.
     """
 
     name: str
@@ -44,10 +47,22 @@ class Labelled:
     held: Held
     held_from: float
     truth: Held | None
+    known: NDArray[np.float64]
+
+    @property
+    def learnt_volume(self) -> NDArray[Any]:
+        """The part that is learnt. What is cut from it sees the border as a face, so that nothing
+        of the other part is learnt."""
+        rows = self.volume.shape[1]
+        return self.volume[:, : int(min(np.ceil(self.held_from), rows))]
 
     def is_held(self, centres: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which places `(n, 3)` lie in the part that is held out."""
-        return np.asarray(centres[:, 1] >= self.held_from)
+        """Which candidates `(n, 3)` are held out: those of particles that are, else those that lie
+        in that part. A hit is not on the other side of the border from its particle."""
+        hit = match_one_to_one(centres, self.known, HIT_DISTANCE_VOX).true_of_prediction
+        places = np.where((hit >= 0)[:, None], self.known[hit], centres) if len(hit) and len(
+            self.known) else centres  # fmt: skip
+        return np.asarray(places[:, 1] >= self.held_from)
 
     def found(self, chosen: NDArray[np.bool_]) -> Found:
         """Some of its candidates, as the classifier's votes take them."""
@@ -83,10 +98,11 @@ def radii_of(
     """Radius of each class (in small letters) in angstrom, as far as it is known beside the labels;
     where none is needed, one that serves."""
     radii = {}
+    given = {name.casefold(): radius for name, radius in settings.radius_angstrom.items()}
     for name in classes:
         density = density_of(name)
-        if name in settings.radius_angstrom:
-            radii[name.casefold()] = settings.radius_angstrom[name]
+        if name.casefold() in given:
+            radii[name.casefold()] = given[name.casefold()]
         elif density is not None:
             radii[name.casefold()] = 10 * density.radius_vox
         elif not need:
@@ -112,11 +128,18 @@ def labelled(
 ) -> Labelled:
     """Divide a tomogram's labels into those that are learnt and those that are held out.
 
-    By their centres: a box about a learnt label near the border shows something of the other part.
+    By their centres. What is said to be none, but lies at a particle that is labelled, is left
+    out: it would teach both.
+
+    Raises
+    ------
+    InputError
+        If a label lies outside the tomogram, or has no radius where one is needed.
     """
     table, transform, name, truth = given.table, given.transform, given.name, given.truth
     volume = given.volume
     places = transform.to_prepared(table[PLACE_COLUMNS].to_numpy(float))
+    _check_inside(table, transform, name)
     if settings.held_out:
         held_from = 0.0 if name in settings.held_out else np.inf
     else:
@@ -125,20 +148,25 @@ def labelled(
     held = places[:, 1] >= held_from
     verdict, named = table["verdict"].to_numpy(), table["class"].astype(str).to_numpy()
     spelling = {own.casefold(): k for k, own in enumerate(classes)}
+    none = verdict == NO
+    near = match_one_to_one(places[none], places[verdict == YES], BESIDE_VOX)
+    none[np.flatnonzero(none)[near.true_of_prediction >= 0]] = False
     yes = (verdict == YES) & ~held
     points = Points(
         centres=places[yes],
         labels=np.array([spelling.get(n.casefold(), -1) if n else -1 for n in named[yes]],
                         np.int64),
         radii=_radius_vox(table[yes], transform, radii, name),
-        negatives=places[(verdict == NO) & ~held],
+        negatives=places[none & ~held],
         unsure=places[(verdict == UNSURE) & ~held],
         complete=settings.labels == "complete",
     )  # fmt: skip
     run_of = read_candidates(given.candidates)
     run_of = run_of[run_of["status"] == ACCEPTED]
     yes_held = (verdict == YES) & held
+    known = places[verdict != UNSURE]
     if truth is not None:
+        known = np.concatenate([known, truth.centres])
         own = truth.centres[:, 1] >= held_from
         kept = [n for n, keep in zip(truth.names, own, strict=True) if keep]
         truth = replace(truth, centres=truth.centres[own], names=kept)
@@ -146,10 +174,25 @@ def labelled(
         name=name, volume=volume, candidates=run_of[CENTRE_COLUMNS].to_numpy(float),
         score=run_of["score"].to_numpy(float), size_vox=run_of["size_vox"].to_numpy(np.int64),
         contrast=run_of["contrast"].to_numpy(float),
-        learnt=points, held_from=float(held_from), truth=truth,
+        learnt=points, held_from=float(held_from), truth=truth, known=known,
         held=Held(centres=places[yes_held], names=list(named[yes_held]),
-                  negatives=places[(verdict == NO) & held]),
+                  negatives=places[none & held]),
     )  # fmt: skip
+
+
+def _check_inside(table: pd.DataFrame, transform: VolumeTransform, name: str) -> None:
+    """Files are written by hand too."""
+    given = table[PLACE_COLUMNS].to_numpy(float)
+    outside = ((given < -1) | (given > transform.given_shape_zyx)).any(1)
+    if outside.any():
+        n = int(np.flatnonzero(outside)[0])
+        raise InputError(
+            f"labels of {name}", expected="places inside the tomogram of "
+            f"{transform.given_shape_zyx[::-1]} voxels (x, y, z)",
+            found=f"{int(outside.sum())} of {len(table)} outside; id {table['id'].iloc[n]} is at "
+            f"{tuple(np.round(given[n, ::-1], 1).tolist())}",
+            remedy="correct or import them again; check the dialect and the voxel size",
+        )  # fmt: skip
 
 
 def _radius_vox(

@@ -7,20 +7,30 @@ One file a tomogram, `config/datasets/<dataset>_annotations/<tomogram>.csv`, of 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.spatial import cKDTree
 
+from tomoline.contracts import BACKGROUND
+from tomoline.errors import InputError
 from tomoline.evaluation.matching import match_one_to_one
 from tomoline.io.annotations import (
     PLACE_COLUMNS,
     SOURCE_COLUMN,
     TRUTH_COLUMNS,
     VERDICT_COLUMN,
+    VERDICTS,
     read_labels,
 )
+from tomoline.networks.cards import is_class_name
+
+# Nearer to each other two labels, or a pick and one, are of one particle.
+SAME_PLACE_ANGSTROM = 30.0
+SAME_PICK_VOX = 0.5  # nearer to each other two picks of one file are one click too many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +49,54 @@ def labels_of(file: str | Path) -> pd.DataFrame:
     columns = [*TRUTH_COLUMNS, VERDICT_COLUMN, SOURCE_COLUMN]
     empty = pd.DataFrame({name: pd.Series(dtype=object) for name in columns})
     return empty.astype({"id": int, **dict.fromkeys(PLACE_COLUMNS, float)})
+
+
+def same_place_vox(voxel_size_angstrom: float) -> float:
+    """How near to each other labels of one particle lie, in voxels of the tomogram."""
+    return max(SAME_PLACE_ANGSTROM / voxel_size_angstrom, SAME_PICK_VOX)
+
+
+def check_class_names(names: Iterable[str], source: str | Path) -> None:
+    """Refuse names of classes that mean something else (answers, the background), or that not
+    every file can hold.
+
+    Raises
+    ------
+    InputError
+        Naming the first such name.
+    """
+    taken = {*VERDICTS, BACKGROUND}
+    for name in names:
+        if name.casefold() in taken or not is_class_name(name):
+            raise InputError(
+                source, expected="class names of at most 100 characters, without quotes, and none "
+                f"of {', '.join(sorted(taken))}", found=repr(name),
+                remedy="choose another name, in the file or with --classes",
+            )  # fmt: skip
+
+
+def without_repeats(table: pd.DataFrame, source: str | Path) -> tuple[pd.DataFrame, int]:
+    """Leave out picks that lie on an earlier one of the same file; returns how many there were.
+
+    Raises
+    ------
+    InputError
+        If two picks at one place are of different classes.
+    """
+    places = table[PLACE_COLUMNS].to_numpy(float)
+    pairs = sorted(cKDTree(places).query_pairs(SAME_PICK_VOX)) if len(places) else []
+    classes = table["class"].astype(str).to_numpy()
+    for first, second in pairs:
+        if classes[first].casefold() != classes[second].casefold():
+            raise InputError(
+                source, expected="one class at a place",
+                found=f"picks {first + 1} and {second + 1}, {classes[first] or 'no class'} and "
+                f"{classes[second] or 'no class'}, at "
+                f"{tuple(np.round(places[second, ::-1], 1).tolist())} (x, y, z)",
+                remedy="remove one of them",
+            )  # fmt: skip
+    twice = sorted({second for _, second in pairs})
+    return table.drop(index=table.index[twice]).reset_index(drop=True), len(twice)
 
 
 def joined(

@@ -19,6 +19,7 @@ from PIL import Image
 
 from tomoline.contracts import DOMAIN, VolumeTransform
 from tomoline.errors import InputError
+from tomoline.export.dialect import LISTING
 from tomoline.io.atomic import atomic_path, write_text
 from tomoline.log import get_logger
 from tomoline.report import plots
@@ -157,7 +158,7 @@ def _result(name: str, rows: Sequence[TomogramRow], *, root: Path, cards: Sequen
         exports=sorted(
             Path(root.parent.name, path.relative_to(root.parent)).as_posix()
             for path in files
-            if not path.name.startswith(".")
+            if not path.name.startswith(".") and path.name != LISTING
         ),
         versions=versions(),
         config=config,

@@ -38,10 +38,9 @@ from tomoline.ops.votes import BACKGROUND_LIKE
 from tomoline.report.contact import Shown, contact_sheet, three_views
 from tomoline.settings import DatasetSettings
 from tomoline.stages.checks import is_run
-from tomoline.stages.labels import labels_of
+from tomoline.stages.labels import labels_of, same_place_vox
 
 EDGE_ANGSTROM = 440.0  # of a picture: a ribosome and a third more to each side
-SAME_PLACE_ANGSTROM = 30.0  # nearer to each other a pick and a label are of one particle
 ASKED, SHEET, TABLE = "asked.csv", "review.html", "review.csv"
 ASKED_COLUMNS = ["tomogram", "particle_id", *PLACE_COLUMNS]
 
@@ -125,7 +124,8 @@ def review(
     listed = ", ".join(classes) or "a class"
     text = README.format(count=len(table), dataset=dataset, classes=listed)
     write_text(place / "README.txt", text)
-    _note(place / ASKED, table)
+    for notes in dict.fromkeys((place, results / "review")):  # adopt looks here whatever the folder
+        _note(notes / ASKED, table)
     write_review(place / TABLE, table)  # last, as the mark that all is there
     return Review(
         dataset=dataset, folder=place, table=table, unfinished=unfinished, decided=int(known.sum())
@@ -188,7 +188,7 @@ def _decided(pool: pd.DataFrame, dataset: str, project: Path) -> NDArray[np.bool
         labels = labels_of(file)
         if not len(labels):
             continue
-        near = SAME_PLACE_ANGSTROM / float(part["voxel"].iloc[0])
+        near = same_place_vox(float(part["voxel"].iloc[0]))
         tree = cKDTree(labels[PLACE_COLUMNS].to_numpy(float))
         distance, _ = tree.query(part[PLACE_COLUMNS].to_numpy(float))
         known[part.index.to_numpy()] = distance <= near
@@ -264,11 +264,25 @@ def _projects(
         )
 
 
+def read_asked(path: Path) -> pd.DataFrame:
+    """Read the notes of what was asked; InputError where the file is none."""
+    try:
+        # Names such as `NA` are names.
+        own = pd.read_csv(path, dtype={"tomogram": str}, keep_default_na=False)
+        return own[ASKED_COLUMNS].astype(
+            {"particle_id": int, **dict.fromkeys(PLACE_COLUMNS, float)}
+        )
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            path, expected="the program's notes of picks that were asked about", found=str(error),
+            remedy="delete the file; picks of the last run are known without it",
+        ) from error  # fmt: skip
+
+
 def _note(path: Path, table: pd.DataFrame) -> None:
     """Add what is asked to the notes of what ever was."""
     new = table[ASKED_COLUMNS].round(3)
     if path.is_file():
-        old = pd.read_csv(path, dtype={"tomogram": str})
-        new = pd.concat([old[ASKED_COLUMNS], new]).drop_duplicates()
+        new = pd.concat([read_asked(path), new]).drop_duplicates()
     text = new.to_csv(index=False, float_format="%.3f", lineterminator="\n")
     write_text(path, text)

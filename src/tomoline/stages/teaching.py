@@ -31,7 +31,12 @@ from tomoline.training.data import SimulatedSource, TrainingVolume
 from tomoline.training.loop import Recipe, Trainer
 from tomoline.training.msdnet import MSDNetRecipe, MSDNetRecipeOptions
 from tomoline.training.options import TrainOptions
-from tomoline.training.points import PointSource, background_places, point_volume
+from tomoline.training.points import (
+    PointSource,
+    background_places,
+    point_volume,
+    unknown_near,
+)
 from tomoline.training.subtomogram import (
     Candidates,
     SubtomogramOptions,
@@ -82,6 +87,7 @@ class Teacher:
         self.device = choose_device(settings.device)
         self.notes: list[str] = []
         self.counts: dict[str, Any] = {}
+        self.known_before: dict[str, Any] = {}
         self._simulated: tuple[list[str], list[TrainingVolume]] | None = None
 
     def density(self, name: str) -> Density | None:
@@ -132,7 +138,10 @@ class Teacher:
         suspects = _suspects(start, labelled, s)
         own, plain = [], []
         counts = {"labels": 0, "negatives": 0, "background": 0, "kept_names": 0}
+        looked_at = hashlib.sha256()
         for one, vote in zip(labelled, votes, strict=True):
+            if not one.learnt_volume.size:
+                continue
             named = one.learnt.labels > 0
             known = Candidates(one.learnt.centres[named], one.learnt.labels[named])
             none = self._background(one, finder, how.hit_vox, rng)
@@ -141,8 +150,10 @@ class Teacher:
             counts["negatives"] += len(one.learnt.negatives)
             counts["background"] += len(none)
             counts["kept_names"] += len(kept.labels)
-            bare = _bare(one.volume)
-            plain.append(look(cut_boxes(bare, known, card.box_vox)))
+            bare = _bare(one.learnt_volume)
+            straight = cut_boxes(bare, known, card.box_vox)
+            looked_at.update(straight.values.tobytes())
+            plain.append(look(straight))
             several = _together([known, _of_background(one.learnt.negatives)])
             once = _together([kept, _of_background(none)])
             for candidates, views in ((several, s.views), (once, max(s.views // 4, 1))):
@@ -157,10 +168,25 @@ class Teacher:
         recipe = TuneRecipe(joined_seen(own), replay, options, plain=joined_seen(plain),
                             held_out=held_out)  # fmt: skip
         log.info("%s", ", ".join(f"{n} {k.replace('_', ' ')}" for k, n in counts.items()))
-        state = self._trained(Tuned(network, s.layers).to(self.device), recipe, start, classes,
-                              labelled)  # fmt: skip
+        tuned = Tuned(network, s.layers).to(self.device)
+        first = recipe.validate(tuned.eval())
+        state = self._trained(tuned, recipe, start, classes, labelled, looked_at)
+        tuned.load_state_dict(state)
+        self._tell_forgotten(first, recipe.validate(tuned.eval()), held_out)
         state = {key.removeprefix("network."): value for key, value in state.items()}
         return self._card(start, classes, parameters), state
+
+    def _tell_forgotten(
+        self, before: dict[str, float], after: dict[str, float], held_out: Seen | None
+    ) -> None:
+        """What became of the classes that were known, on simulated boxes that were not learnt."""
+        if held_out is not None:
+            self.known_before = {
+                "boxes": int((held_out.labels > 0).sum()),
+                "classes": len(np.unique(held_out.labels[held_out.labels > 0])),
+                "before": round(before["simulated_accuracy"], 4),
+                "after": round(after["simulated_accuracy"], 4),
+            }
 
     def _replay(
         self, card: ModelCard, how: SubtomogramOptions, look: Callable[..., Seen],
@@ -231,10 +257,13 @@ class Teacher:
             steps_per_epoch=s.steps_per_epoch, volumes_per_epoch=s.steps_per_epoch,
             centred=card.role == "classifier", device=device, seed=s.seed,
         )  # fmt: skip
-        radii = [self._effective_radius(name) for name in classes[1:]]
+        looked_at = hashlib.sha256()
+        for part in parts:
+            looked_at.update(part.volume.tobytes())
+        radii = [self._effective_radius(k, name, labelled) for k, name in enumerate(classes) if k]
         recipe = MSDNetRecipe(source, radii, options)
         self.counts[card.role] = {"parts": len(parts), "simulated_tomograms": len(volumes)}
-        state = self._trained(network.to(self.device), recipe, start, classes, labelled)
+        state = self._trained(network.to(self.device), recipe, start, classes, labelled, looked_at)
         return self._card(start, classes, parameters), state
 
     def _parts(
@@ -250,26 +279,31 @@ class Teacher:
             p = None if self.settings.labels == "complete" else probability_of_part(finder, part)
             near = learnt.inside(low, high, margin=REACH_VOX)
             low_score = self.settings.low_score
-            made.append(point_volume(part, near, probability=p, low_score=low_score))
+            cut = point_volume(part, near, probability=p, low_score=low_score)
+            made.append(unknown_near(cut, one.held_from - low[1], near))
         return made
 
-    def _effective_radius(self, name: str) -> float:
+    def _effective_radius(self, label: int, name: str, labelled: Sequence[Labelled]) -> float:
         density = self.density(name)
         if density is not None:
             return density.effective_radius_vox
-        return self.settings.radius_angstrom.get(name, 10 * DEFAULT_RADIUS_VOX) / 10
+        own = np.concatenate([one.learnt.radii[one.learnt.labels == label] for one in labelled])
+        return float(np.median(own)) if len(own) else DEFAULT_RADIUS_VOX
 
     def _trained(
         self, network: torch.nn.Module, recipe: Recipe, start: Start, classes: list[str],
-        labelled: Sequence[Labelled],
+        labelled: Sequence[Labelled], looked_at: Any,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """Train, or go on where a killed training of the same labels and settings was."""
+        """Train, or go on where a killed training of the same labels, settings and grey values
+        (`looked_at`, their hash) was."""
         s = self.settings
-        digest = hashlib.sha256(repr((
-            start.card.weights_sha256, classes, s.model_dump(),
-            [(o.name, o.learnt.centres.tolist(), o.learnt.labels.tolist(),
-              o.learnt.negatives.tolist()) for o in labelled],
-        )).encode()).hexdigest()[:16]  # fmt: skip
+        points = [(o.name, o.held_from, *(array.tolist() for array in (
+            o.learnt.centres, o.learnt.labels, o.learnt.radii, o.learnt.negatives,
+            o.learnt.unsure))) for o in labelled]  # fmt: skip
+        looked_at.update(
+            repr((start.card.weights_sha256, classes, s.model_dump(), points)).encode()
+        )
+        digest = looked_at.hexdigest()[:16]
         folder = self.work / start.card.role
         for old in folder.glob("*"):
             if old.name != digest:
@@ -287,15 +321,15 @@ class Teacher:
         """The card of what was learnt, but for what is measured afterwards."""
         card, s = start.card, self.settings
         new = classes[len(card.classes) :]
-        said = f", and of {', '.join(new)}," if new else ""
+        said = f", and what {', '.join(new)} {'is' if len(new) == 1 else 'are'}," if new else ""
         origin = {
             "name": card.name, "weights_sha256": card.weights_sha256,
             "training": card.training.get("finetuned_from", {}).get("name", ""),
         }  # fmt: skip
         return changed(
             card, name=f"{s.name}-{card.role}", classes=list(classes), parameters=parameters,
-            description=f"{card.name}, taught on{said} with labels of the data set "
-            f"{s.dataset or 'given'}. {card.description}",
+            description=f"{card.name}, which was taught more{said} with labels of "
+            f"{f'the data set {s.dataset}' if s.dataset else 'a data set'}. {card.description}",
             training={
                 **card.training, "finetuned_from": origin, "finetune": s.model_dump(mode="json"),
                 "finetune_labels": self.counts.get(card.role, {}),
@@ -311,7 +345,7 @@ class Teacher:
             notes.append(f"precision is {NOT_MEASURABLE}")
         return {
             "name": self.settings.name, "classes": card.classes[1:],
-            "learnt": self.counts,
+            "learnt": self.counts, "known_before": self.known_before,
             "tomograms": {
                 one.name: {
                     "learnt": len(one.learnt.centres), "held_out": len(one.held.centres),
@@ -336,9 +370,11 @@ def _suspects(start: Start, labelled: Sequence[Labelled], settings: FinetuneSett
     named: list[tuple[int, int]] = []
     for one in labelled:
         own = one.learnt.labels > 0
+        if not own.any():
+            continue
         centres = one.learnt.centres[own]
         ones = np.ones(len(centres))
-        found = found_of(one.volume, centres, ones, np.full(len(centres), 100), ones)
+        found = found_of(one.learnt_volume, centres, ones, np.full(len(centres), 100), ones)
         votes = votes_in(runner, found)
         named += [(int(true), vote.label) for true, vote in zip(
             one.learnt.labels[own], votes, strict=True) if vote is not None]  # fmt: skip
@@ -399,7 +435,7 @@ def _off_centre(
     places = np.repeat(candidates.places, views, axis=0)
     limit = 2 * how.hit_vox / 3
     places = places + rng.normal(0, how.off_centre_vox, places.shape).clip(-limit, limit)
-    highest = np.array(one.volume.shape) - 0.51
+    highest = np.array(one.learnt_volume.shape) - 0.51
     return Candidates(places.clip(-0.49, highest), np.repeat(candidates.labels, views))
 
 

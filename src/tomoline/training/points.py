@@ -129,6 +129,21 @@ def point_volume(
     )  # fmt: skip
 
 
+def unknown_near(part: TrainingVolume, border_vox: float, points: Points) -> TrainingVolume:
+    """A part in which no voxel that a held-out particle may reach into is background.
+
+    `border_vox` is where those particles begin, in y of the part; the largest radius of the points
+    is taken for theirs.
+    """
+    if border_vox > part.core.shape[1] or not len(points.radii):
+        return part
+    first = max(int(border_vox - points.radii.max()), 0)
+    core, classes = part.core.copy(), part.classes.copy()
+    for target in (core[:, first:], classes[:, first:]):
+        target[target == 0] = UNKNOWN
+    return replace(part, core=core, classes=classes)
+
+
 def background_places(
     volume: NDArray[np.float32], points: Points, *, probability: NDArray[np.float32] | None,
     low_score: float, hit_vox: float, rim_vox: int, number: int, rng: np.random.Generator,

@@ -234,7 +234,6 @@ def check_digest(folder: Path, sha256: str) -> None:
             found=f"{found[:16]}...",
             remedy="the file is damaged or belongs to another card: copy both again",
         )  # fmt: skip
-    return card
 
 
 def check_multitask(card: ModelCard, source: str, *, masks: bool = False) -> None:

@@ -38,7 +38,7 @@ demo: $(READY) ## Run two shipped tomograms to STAR files and a report
 	@$(BIN)/tomoline status --dataset demo
 	@$(BIN)/tomoline scores demo
 
-demo-micrographs: $(READY) ## Pick particles in three shipped micrographs: STAR files and a page
+demo-micrographs: $(READY) ## Pick particles in three shipped micrographs (after weights-picker)
 	$(BIN)/snakemake --cores $(CORES) --config datasets='[demo_micrographs]'
 	$(BIN)/snakemake --config datasets='[demo_micrographs]' \
 	  --report results/demo_micrographs/report.html
@@ -66,7 +66,7 @@ format: $(READY) ## Put code and rules in the house's style
 	$(BIN)/snakefmt Snakefile workflow/rules
 
 weights: $(READY) ## Train the shipped models again, step by step (hours; days without a GPU)
-	for file in config/training/msdnet-*.yaml config/training/dsmnet*.yaml; do \
+	for file in config/training/msdnet-*.yaml config/training/dsmnet.yaml; do \
 	  $(BIN)/snakemake train --cores $(CORES) --configfile "$$file"; \
 	done
 

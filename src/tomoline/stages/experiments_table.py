@@ -12,7 +12,7 @@ from tomoline.io.atomic import atomic_path, write_text
 from tomoline.report.benchmark import draw_experiments
 from tomoline.settings import ExperimentSettings
 from tomoline.stages.benchmark_files import FOLDER
-from tomoline.stages.benchmark_table import LEGEND, markdown
+from tomoline.stages.benchmark_table import FIGURES, LEGEND, markdown
 
 SETTINGS = None
 
@@ -28,10 +28,9 @@ def run(
     lines, tables = ["# Experiments", "", LEGEND], []
     for name, raw in experiments.items():
         settings = ExperimentSettings.model_validate(raw)
+        # Figures are empty where a method failed; names such as "NA" are names.
         table = pd.read_csv(Path(FOLDER) / name / "table.csv", keep_default_na=False,
-                            na_values={c: [""] for c in ("F1",)})  # fmt: skip
-        table = table.replace("", pd.NA)
-        table["reason"] = table["reason"].fillna("")
+                            na_values={column: [""] for column in FIGURES})  # fmt: skip
         table.insert(0, "experiment", settings.question)
         tables.append(table)
         paper = (

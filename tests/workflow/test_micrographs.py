@@ -121,4 +121,5 @@ def test_a_head_that_is_not_there_stops_the_run_at_once(project: Path) -> None:
     done = snakemake(project, "-n", "--config", "micrographs={model: results/models/untrained, "
                      "head: mine}")  # fmt: skip
     assert done.returncode != 0
-    assert "general" in done.stderr
+    # Where Snakemake prints what stops a dry run differs between its releases.
+    assert "general" in done.stdout + done.stderr

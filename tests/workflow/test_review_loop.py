@@ -57,7 +57,7 @@ def save_whole(folder: Path) -> None:
 
 
 FINETUNE = {
-    "held_out": ["ts_04"], "epochs": 8, "steps_per_epoch": 8, "batch_size": 24, "views": 4,
+    "held_out": ["ts_04"], "epochs": 32, "steps_per_epoch": 8, "batch_size": 24, "views": 4,
     "layers": "all", "learning_rate": 0.005, "keep_named": 1, "labels": "complete",
 }  # fmt: skip
 

@@ -165,8 +165,8 @@ def test_retries_are_in_the_profile_and_groups_stay_within_a_tomogram() -> None:
     assert slurm["retries"] >= 1
     assert "retries:" not in text
     assert "group-components" not in slurm
-    one_job = re.findall(r"^rule (\w+):(?:(?!^rule ).)*?    group:\n        [^\n]*(?:NETWORK|VOTES)",
-                         text, re.MULTILINE | re.DOTALL)  # fmt: skip
+    rule = r"^rule (\w+):(?:(?!^rule ).)*?    group:\n        [^\n]*(?:NETWORK|VOTES)"
+    one_job = re.findall(rule, text, re.MULTILINE | re.DOTALL)
     assert set(one_job) == {"tile", "segment", "merge", "cluster", "extract", "classify", "vote"}
     partitions = {slurm["set-resources"][rule]["slurm_partition"] for rule in one_job}
     assert partitions == {"gpu"}  # a job has one partition

@@ -10,7 +10,7 @@ import hashlib
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +22,8 @@ from tomoline.io.atomic import write_text
 # A class's name goes into tables and other programs' files: no quotes, no control characters.
 _CLASS_NAME = re.compile(r"""[^\x00-\x1f\x7f"']{1,100}""")
 CARD, WEIGHTS = "card.yaml", "weights.safetensors"
+ROLES = ("localizer", "classifier", "segmenter", "picker")
+CardT = TypeVar("CardT", bound=BaseModel)
 # Networks that name a subtomogram as a whole; the others name each of its voxels.
 NAME_WHOLE = frozenset({"densenet", "dsmnet", "vgg"})
 MULTITASK = frozenset({"classification", "segmentation", "recovery"})  # DSM-Net's subnets
@@ -186,19 +188,29 @@ def load_card(path: str | Path) -> ModelCard:
     InputError
         If it is missing or says something that cannot be.
     """
+    remedy = "correct `models` in the configuration, or train one"
+    return read_card(path, ModelCard, called="a model's card", remedy=remedy)
+
+
+def read_card(path: str | Path, kind: type[CardT], *, called: str, remedy: str) -> CardT:
+    """Read and check a card of any kind; InputError as `load_card`, with `remedy` if it is not
+    there or belongs to a network of other work than `kind` has."""
     card = model_folder(path) / CARD
     if not card.is_file():
         known = sorted(p.parent.name for p in card.parent.parent.glob(f"*/{CARD}"))
         raise InputError(
-            card, expected=f"a model's card ({', '.join(known) or 'none found'} are there)",
-            found="no such file", remedy="correct `models` in the configuration, or train one",
+            card, expected=f"{called} ({', '.join(known) or 'none found'} are there)",
+            found="no such file", remedy=remedy,
         )  # fmt: skip
     try:
-        raw = yaml.safe_load(card.read_text())
-        return ModelCard.model_validate(raw)
+        raw = yaml.safe_load(card.read_text(encoding="utf-8"))
+        role = raw.get("role") if isinstance(raw, dict) else None
+        if role in ROLES and role not in get_args(kind.model_fields["role"].annotation):
+            raise InputError(card, expected=called, found=f"that of a {role}", remedy=remedy)
+        return kind.model_validate(raw)
     except (ValidationError, yaml.YAMLError) as error:
         raise InputError(
-            card, expected="a complete model card", found=str(error),
+            card, expected=f"{called}, complete", found=str(error),
             remedy="restore the card that came with the weights",
         ) from error  # fmt: skip
 

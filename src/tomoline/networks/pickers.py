@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from tomoline.errors import InputError
 from tomoline.io.atomic import write_text
 from tomoline.networks.blocks import count_parameters
-from tomoline.networks.cards import CARD, WEIGHTS, check_digest, model_folder
+from tomoline.networks.cards import CARD, WEIGHTS, check_digest, model_folder, read_card
 from tomoline.networks.hydrapicker import GENERAL, HydraPicker
 from tomoline.networks.registry import build
 from tomoline.networks.weights import write_weights
@@ -88,30 +88,9 @@ class PickerCard(BaseModel):
 
 
 def load_picker_card(path: str | Path) -> PickerCard:
-    """Read and check a card; `path` is the model's folder or its card. InputError as `load_card`.
-
-    A card of another kind of network is told as such.
-    """
-    card = model_folder(path) / CARD
-    if not card.is_file():
-        known = sorted(p.parent.name for p in card.parent.parent.glob(f"*/{CARD}"))
-        raise InputError(
-            card, expected=f"a picker's card ({', '.join(known) or 'none found'} are there)",
-            found="no such file", remedy="correct `micrographs.model`, or train a picker",
-        )  # fmt: skip
-    try:
-        raw = yaml.safe_load(card.read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and raw.get("role") != "picker":
-            raise InputError(
-                card, expected="a picker of micrographs", found=f"a {raw.get('role')}",
-                remedy="name a hydrapicker in `micrographs.model`",
-            )  # fmt: skip
-        return PickerCard.model_validate(raw)
-    except (ValidationError, yaml.YAMLError) as error:
-        raise InputError(
-            card, expected="a complete card of a picker", found=str(error),
-            remedy="restore the card that came with the weights",
-        ) from error  # fmt: skip
+    """Read and check a card, given the model's folder or it; InputError as `load_card`."""
+    remedy = "correct `micrographs.model`, or train a picker"
+    return read_card(path, PickerCard, called="a picker's card", remedy=remedy)
 
 
 def is_picker(path: str | Path) -> bool:

@@ -65,6 +65,7 @@ def test_a_network_of_the_published_size() -> None:
 
 @pytest.mark.parametrize("stem", ["full", "strided"])
 def test_three_numbers_a_cell_and_offsets_within_reach(stem: str) -> None:
+    torch.manual_seed(3)  # what is not learnt yet is random
     network = HydraPicker(body=8, width=1 / 32, stem=stem).eval()
     output = network(50 * torch.randn(2, 1, 64, 96))
     assert output.shape == (2, 3, 4, 6)

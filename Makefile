@@ -75,9 +75,9 @@ weights-picker: $(READY) ## Train the picker of micrographs, and put it with the
 	  --configfile config/simulate/micrographs.yaml
 	$(BIN)/python benchmarks/micrograph_sources.py $(MICROGRAPHS) results/sources
 	$(BIN)/snakemake train_picker --cores $(CORES) --configfile config/training/hydrapicker.yaml
-	mkdir -p resources/models/hydrapicker
-	cp results/models/hydrapicker/{card.yaml,weights.safetensors,curves.jsonl} \
-	  resources/models/hydrapicker
+	$(BIN)/tomoline model results/models/hydrapicker --output resources/models/hydrapicker \
+	  --heads real-10146 real-10059 real-10947
+	cp results/models/hydrapicker/curves.jsonl resources/models/hydrapicker
 
 bench: $(READY) ## Speed and memory of networks and stages on this machine, into docs/speed.md (an hour)
 	$(BIN)/python benchmarks/bench_msdnet.py --output benchmarks/results/msdnet_cpu.json

@@ -550,13 +550,18 @@ def doctor_command(arguments: argparse.Namespace) -> int:
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     add_project(parser)
     parser.add_argument("name", help="a folder of resources/models, or a path to one")
+    parser.add_argument(
+        "--heads", nargs="+", metavar="HEAD",
+        help="of a picker: write it with these heads only, into the folder --output",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="PATH", help="the folder to be written")
 
 
 @command("model", _model_arguments)
 def model_command(arguments: argparse.Namespace) -> int:
-    """Show a model's card, checked against its weights."""
+    """Show a model's card, checked against its weights; or write a picker with fewer heads."""
     # torch takes seconds to import, and the other commands must work without it
-    from tomoline.networks.pickers import is_picker  # noqa: PLC0415
+    from tomoline.networks.pickers import is_picker, write_with_heads  # noqa: PLC0415
     from tomoline.stages.model import (  # noqa: PLC0415
         examine_model,
         format_model,
@@ -565,6 +570,14 @@ def model_command(arguments: argparse.Namespace) -> int:
 
     given = Path(arguments.name)
     folder = given if given.exists() else _models_folder(arguments.project) / given
+    if (arguments.heads is None) != (arguments.output is None):
+        raise InputError(
+            "tomoline model", expected="--heads and --output, or neither",
+            found="one of them", remedy="give both: which heads to keep, and the new folder",
+        )  # fmt: skip
+    if arguments.output is not None:
+        write_with_heads(folder, arguments.heads, arguments.output)
+        folder = arguments.output
     if is_picker(folder):
         print(format_picker(folder), end="")
         return 0

@@ -16,10 +16,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from tomoline.cli import main
 from tomoline.errors import InputError
 from tomoline.io.picks import read_picks
 from tomoline.networks.hydrapicker import GENERAL, HydraPicker
-from tomoline.networks.pickers import HeadCard, PickerCard, load_picker, save_picker
+from tomoline.networks.pickers import (
+    HeadCard,
+    PickerCard,
+    load_picker,
+    save_picker,
+    write_with_heads,
+)
 from tomoline.ops.micrographs import (
     AT_EDGE,
     EXTENT_PX,
@@ -299,6 +306,33 @@ def test_a_picker_on_disk_is_checked(tmp_path: Path) -> None:
     (tmp_path / "p" / "card.yaml").write_text("role: localizer\n")
     with pytest.raises(InputError, match="a localizer"):
         load_picker(tmp_path / "p")
+
+
+def test_a_picker_is_handed_out_with_chosen_heads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = {"body": 4, "width": 1 / 64}
+    network = HydraPicker(heads=["mine", "done"], **shape)
+    card = PickerCard(name="p", parameters={"heads": ["mine", "done"], **shape},
+                      heads={k: HeadCard(source=k) for k in (GENERAL, "mine", "done")})  # fmt: skip
+    for name in network.heads:
+        torch.nn.init.normal_(network.head(name)[-1].weight)
+    save_picker(tmp_path / "p", card, network.state_dict())
+    given = ["model", str(tmp_path / "p"), "--heads", "mine", "--output", str(tmp_path / "few")]
+    assert main(given) == 0
+    assert "head mine" in capsys.readouterr().out
+    fewer, same = load_picker(tmp_path / "few")
+    assert list(fewer.heads) == [GENERAL, "mine"]
+    assert same.specialised() == ["mine"]
+    image = torch.rand(1, 1, 64, 64)
+    for name in (GENERAL, "mine"):
+        assert torch.equal(same(image, name), network.eval()(image, name))
+    with pytest.raises(InputError, match="general, mine, done"):
+        write_with_heads(tmp_path / "p", ["other"], tmp_path / "none")
+    with pytest.raises(InputError, match="would be lost"):
+        write_with_heads(tmp_path / "p", [], tmp_path / "p")
+    assert main(given[:-2]) == 2
+    assert load_picker(tmp_path / "p")[0] == save_picker(tmp_path / "q", card, network.state_dict())
 
 
 def test_the_extent_is_that_of_the_authors_boxes() -> None:

@@ -6,6 +6,7 @@ networks for tomograms; files, hash and strictness are the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -120,6 +121,35 @@ def load_picker(path: str | Path) -> tuple[PickerCard, HydraPicker]:
             remedy="the card and the weights do not belong together: copy both again",
         ) from error  # fmt: skip
     return card, cast(HydraPicker, network.eval())
+
+
+def write_with_heads(path: str | Path, names: Sequence[str], folder: str | Path) -> PickerCard:
+    """Write a picker again with its general head and the named ones only; returns the new card.
+
+    Most of a picker's weights are its heads, and a head for simulated particles or for a data set
+    that is done is of use to nobody else.
+
+    Raises
+    ------
+    InputError
+        No picker at `path`, a head that it has not got, or `folder` is the picker's own.
+    """
+    card, network = load_picker(path)
+    if Path(folder).resolve() == model_folder(path).resolve():
+        raise InputError(
+            folder, expected="another folder than the picker's own", found="the same",
+            remedy="name one that is not there yet: the other heads would be lost",
+        )  # fmt: skip
+    for name in names:
+        card.head(name)
+    dropped = [name for name in network.specialised() if name not in names]
+    for name in dropped:
+        del network.heads[name]
+    kept = card.model_copy(update={
+        "parameters": {**card.parameters, "heads": network.specialised()},
+        "heads": {name: head for name, head in card.heads.items() if name not in dropped},
+    })  # fmt: skip
+    return save_picker(folder, kept, network.state_dict())
 
 
 def save_picker(folder: str | Path, card: PickerCard, state: dict[str, Tensor]) -> PickerCard:

@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CORES ?= all
 TESTS ?= tests
+WORKERS ?= 2
 
 .PHONY: help setup readers demo demo-micrographs evaluation test lint format weights weights-picker bench bench-peers bench-topaz bench-picking generate lock container
 
@@ -50,8 +51,9 @@ evaluation: $(READY) ## Run and score tomograms made by other people's programs 
 	$(BIN)/snakemake --cores $(CORES) --config datasets='[evaluation]'
 	@$(BIN)/tomoline scores evaluation
 
-test: $(READY) ## Unit and workflow tests (TESTS=tests/unit for a part)
-	$(BIN)/python -m pytest $(TESTS)
+test: $(READY) ## All tests (TESTS=tests/unit for a part, WORKERS=0 one after the other)
+	$(BIN)/python -m pytest $(TESTS) --numprocesses $(WORKERS) --dist loadgroup \
+	  --no-loadscope-reorder --durations 25
 
 lint: $(READY) ## Style, types and the workflow's own linter
 	$(BIN)/ruff check .

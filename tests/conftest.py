@@ -11,6 +11,31 @@ from needed import absent
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# What takes longest begins first, so that two processes that share the tests end together.
+FIRST = ("slurm", "workflow", "browser")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests, and keep together what shares a cluster or a run (`pytest -n`).
+
+    A file's tests share the fixtures of its module, which may be whole runs of the workflow; those
+    of tests/slurm all share one cluster.
+    """
+
+    def rank(item: pytest.Item) -> int:
+        room = room_of(item)
+        return FIRST.index(room) if room in FIRST else len(FIRST)
+
+    items.sort(key=rank)
+    for item in items:
+        room = room_of(item)
+        group = room if room == "slurm" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def room_of(item: pytest.Item) -> str:
+    """The folder of tests/ that a test is in."""
+    return item.path.relative_to(REPOSITORY / "tests").parts[0]
 
 
 @pytest.fixture(scope="session")

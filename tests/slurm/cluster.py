@@ -142,7 +142,7 @@ def program(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 240.0) -> None:
     """Ask until the condition holds; after `seconds` raise ClusterError with `what`."""
     end = time.monotonic() + seconds
     while not condition():
@@ -461,7 +461,7 @@ class Cluster:
         text = self.command("scontrol", "--oneliner", "show", "job", number)
         return dict(re.findall(r"(\w[\w/:]*)=(\S*)", text))
 
-    def wait_for_state(self, number: str, *states: str, seconds: float = 120.0) -> None:
+    def wait_for_state(self, number: str, *states: str, seconds: float = 400.0) -> None:
         """Wait until a job is in one of the states."""
         what = f"job {number} to be {' or '.join(states)}"
         wait_for(lambda: self.job(number).get("JobState") in states, what, seconds)

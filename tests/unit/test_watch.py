@@ -346,6 +346,8 @@ def run_cli(bench: Bench, *arguments: str) -> subprocess.Popen[str]:
     code = (
         "import signal, sys; from tomoline import cli; "
         "signal.signal(signal.SIGINT, signal.SIG_IGN); "  # as of a job that a shell starts with &
+        # not as under nohup, which the tests may be started with and watch obeys
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
         f"sys.executable = {str(bench.program.with_name('python'))!r}; "
         "sys.exit(cli.main(sys.argv[1:]))"
     )

@@ -52,7 +52,7 @@ evaluation: $(READY) ## Run and score tomograms made by other people's programs 
 	@$(BIN)/tomoline scores evaluation
 
 test: $(READY) ## All tests (TESTS=tests/unit for a part, WORKERS=0 one after the other)
-	$(BIN)/python -m pytest $(TESTS) --numprocesses $(WORKERS) --dist loadgroup \
+	$(BIN)/python -m pytest $(TESTS) --numprocesses $(WORKERS) --dist loadscope \
 	  --no-loadscope-reorder --durations 25
 
 lint: $(READY) ## Style, types and the workflow's own linter

@@ -2,9 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from needed import absent
+from xdist.scheduler import LoadScopeScheduling
 
 # No test needs a GPU: Triton's kernels run in its interpreter, which has to be chosen before
 # anything imports Triton.
@@ -16,26 +18,29 @@ FIRST = ("slurm", "workflow", "browser")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests, and keep together what shares a cluster or a run (`pytest -n`).
+    """Order the tests: what takes longest first."""
+    rooms = [item.path.relative_to(REPOSITORY / "tests").parts[0] for item in items]
+    rank = {name: k for k, name in enumerate(FIRST)}
+    order = sorted(range(len(items)), key=lambda k: rank.get(rooms[k], len(FIRST)))
+    items[:] = [items[k] for k in order]
 
-    A file's tests share the fixtures of its module, which may be whole runs of the workflow; those
-    of tests/slurm all share one cluster.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Keep together what shares a cluster or a run (`pytest --numprocesses`)."""
+    return Rooms(config, log)
+
+
+class Rooms(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives a process a whole file, as a module's fixtures may be runs of the workflow.
+
+    All of tests/slurm shares one cluster, so one process has it all. (xdist's groups do not work
+    with pytest 9.2.)
     """
 
-    def rank(item: pytest.Item) -> int:
-        room = room_of(item)
-        return FIRST.index(room) if room in FIRST else len(FIRST)
-
-    items.sort(key=rank)
-    for item in items:
-        room = room_of(item)
-        group = room if room == "slurm" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
-def room_of(item: pytest.Item) -> str:
-    """The folder of tests/ that a test is in."""
-    return item.path.relative_to(REPOSITORY / "tests").parts[0]
+    def _split_scope(self, nodeid: str) -> str:
+        path: str = nodeid.split("::", maxsplit=1)[0]
+        return "tests/slurm" if path.startswith("tests/slurm/") else path
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from tomoline.networks.cards import ModelCard, Sift
+from tomoline.networks.cards import ModelCard, Sift, load_card
 from tomoline.networks.dsmnet import DSMNet
 from tomoline.networks.msdnet import MSDNet
 from tomoline.networks.weights import save_model
@@ -202,4 +202,24 @@ def make_project(
     rows = [f"{x},{y},{z},ball" for z, y, x in CENTRES["one"]]
     truth.write_text("\n".join(["x,y,z,cls", *rows]) + "\n")
     onboard(Request(name="tiny", paths=(folder / "tomograms",)), project=folder)
+    return project
+
+
+def make_sifted_project(
+    folder: Path, classes: Sequence[str], specks_zyx: Sequence[tuple[int, int, int]]
+) -> Project:
+    """A tomogram `one` of two balls and of specks, which the localizer takes for particles too.
+
+    Its classifier of wholes, `dsmnet-classifier`, sifts them: fitted to the localizer, it takes
+    what it gives a probability of 0.6 or more.
+    """
+    project = make_project(folder, {"one": CENTRES["one"]})
+    volume = balls(CENTRES["one"], seed=0, specks_zyx=specks_zyx)
+    write_tomogram(project.folder / "tomograms" / "one.mrc", volume)
+    models = project.folder / "models"
+    sift = Sift(
+        localizer_sha256=load_card(models / "msdnet-localizer").weights_sha256, threshold=0.3,
+        least=0.6, intercept=0.0, score=0.0, background=1.0,
+    )  # fmt: skip
+    save_whole_network(models / "dsmnet-classifier", classes, sift=sift)
     return project

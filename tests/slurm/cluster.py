@@ -35,6 +35,9 @@ CPU_NODES = ("cpu1", "cpu2")
 GPU_NODES = ("gpu1", "gpu2")
 NODES = CPU_NODES + GPU_NODES
 GPUS_PER_NODE = 2
+# How long a test waits for what surely comes, so that only one that fails takes so long: the tests
+# share the processors with another process and with all jobs of the cluster.
+PATIENCE_SECONDS = 900.0
 
 # The names that sacct may print last for a job that will not run again by itself.
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "DEADLINE",
@@ -142,7 +145,7 @@ def program(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 240.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
     """Ask until the condition holds; after `seconds` raise ClusterError with `what`."""
     end = time.monotonic() + seconds
     while not condition():
@@ -461,7 +464,7 @@ class Cluster:
         text = self.command("scontrol", "--oneliner", "show", "job", number)
         return dict(re.findall(r"(\w[\w/:]*)=(\S*)", text))
 
-    def wait_for_state(self, number: str, *states: str, seconds: float = 400.0) -> None:
+    def wait_for_state(self, number: str, *states: str, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until a job is in one of the states."""
         what = f"job {number} to be {' or '.join(states)}"
         wait_for(lambda: self.job(number).get("JobState") in states, what, seconds)

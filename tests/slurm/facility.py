@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cluster import FINAL, Cluster, ClusterError, Job, wait_for
+from cluster import FINAL, PATIENCE_SECONDS, Cluster, ClusterError, Job, wait_for
 from tiny_project import ROOT, Project, make_project
 
 SITE = Path(__file__).parent / "site"
@@ -46,7 +46,7 @@ class Driver:
         """All it has said so far."""
         return self.output.read_text(errors="replace")
 
-    def wait(self, seconds: float = 1200.0) -> int:
+    def wait(self, seconds: float = PATIENCE_SECONDS) -> int:
         """Wait for its end; its return code. ClusterError where it does not end."""
         try:
             return self.process.wait(seconds)
@@ -89,7 +89,9 @@ class Facility:
         path.touch()
         return path
 
-    def wait_for_held(self, name: str, hold: str = "hold", seconds: float = 600.0) -> None:
+    def wait_for_held(
+        self, name: str, hold: str = "hold", seconds: float = PATIENCE_SECONDS
+    ) -> None:
         """Wait until a held stage of a tomogram (or the stage itself) says that it waits."""
         mark, process = self.folder / f"{hold}.{name}", self.drivers[-1].process
         what = f"{name} to be at work; the run said\n"
@@ -150,7 +152,7 @@ class Facility:
         """Submissions from this folder so far, from sacct; a requeued job has several rows."""
         return self.cluster.jobs(self.folder)
 
-    def ended_jobs(self, seconds: float = 300.0) -> list[Job]:
+    def ended_jobs(self, seconds: float = PATIENCE_SECONDS) -> list[Job]:
         """The same once all jobs have ended and the accounting has heard of it."""
 
         def told() -> bool:
@@ -165,7 +167,9 @@ class Facility:
         text = "".join(driver.text() for driver in self.drivers)
         return list(dict.fromkeys(re.findall(r"SLURM job (\d+): ", text)))
 
-    def wait_for_job(self, word: str, state: str = "RUNNING", seconds: float = 400.0) -> str:
+    def wait_for_job(
+        self, word: str, state: str = "RUNNING", seconds: float = PATIENCE_SECONDS
+    ) -> str:
         """Wait for a job in a state whose comment holds a word; its number."""
         found: list[str] = []
 

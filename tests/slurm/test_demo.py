@@ -42,7 +42,7 @@ def facility(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Faci
 def local(facility: Facility) -> Path:
     """The results of the local run, which was made in the same folder: STAR files name paths."""
     driver = facility.launch([SNAKEMAKE, "--cores", "2", *SETTINGS])
-    assert driver.wait(600) == 0, driver.text()
+    assert driver.wait() == 0, driver.text()
     return (facility.folder / "results").rename(facility.folder / "local") / "demo"
 
 
@@ -50,7 +50,7 @@ def local(facility: Facility) -> Path:
 def results(facility: Facility, local: Path) -> Path:
     """The results of the cluster's run."""
     driver = facility.launch([SNAKEMAKE, "--profile", "slurm", *TIMES, *SETTINGS])
-    assert driver.wait(600) == 0, driver.text()
+    assert driver.wait() == 0, driver.text()
     return facility.folder / "results" / "demo"
 
 

@@ -55,7 +55,7 @@ def interrupted(facility: Facility) -> Interrupted:
     seen = times(facility, DONE)
     driver.kill()
     hold_unseen.unlink()
-    facility.cluster.wait_for_state(unseen, "COMPLETED", seconds=180)
+    facility.cluster.wait_for_state(unseen, "COMPLETED")
     return Interrupted(status, readable, unseen, orphan, facility.jobs(), seen)
 
 
@@ -68,7 +68,7 @@ def running(facility: Facility) -> set[str]:
 @pytest.fixture(scope="module")
 def second(facility: Facility, interrupted: Interrupted) -> Driver:
     driver = facility.start(*set_resources(bundle=1))
-    facility.cluster.wait_for_state(interrupted.orphan, "CANCELLED", seconds=120)
+    facility.cluster.wait_for_state(interrupted.orphan, "CANCELLED")
     (facility.folder / "hold_orphan").unlink()
     driver.wait()
     return driver

@@ -64,7 +64,7 @@ def preempted(facility: Facility, school: Facility) -> Preempted:
     facility.wait_for_held("one")
     picking_job = facility.wait_for_job("network")
     facility.cluster.requeue(picking_job)  # on request
-    facility.cluster.wait_for_state(picking_job, "RUNNING", seconds=180)
+    facility.cluster.wait_for_state(picking_job, "RUNNING")
     school.wait_for_held("train", "pause")
     training_job = school.wait_for_job("train")
     blocker = block(facility.cluster, facility.folder)

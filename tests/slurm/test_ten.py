@@ -73,9 +73,9 @@ def first(facility: Facility, whole_file: bytes) -> FirstRun:
     facility.cluster.lose_node(node)
     to_lose.unlink()
     facility.cluster.return_node(node)
-    facility.cluster.wait_for_state(timed_out, "TIMEOUT", seconds=240)
+    facility.cluster.wait_for_state(timed_out, "TIMEOUT")
     slow.unlink()
-    driver.wait(600)
+    driver.wait()
     return FirstRun(driver, cancelled, lost, timed_out)
 
 

@@ -331,6 +331,10 @@ def test_a_picker_is_handed_out_with_chosen_heads(
         write_with_heads(tmp_path / "p", ["other"], tmp_path / "none")
     with pytest.raises(InputError, match="would be lost"):
         write_with_heads(tmp_path / "p", [], tmp_path / "p")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "card.yaml").write_text("role: localizer\n")
+    with pytest.raises(InputError, match="of other work"):
+        write_with_heads(tmp_path / "p", [], tmp_path / "other")
     assert main(given[:-2]) == 2
     assert load_picker(tmp_path / "p")[0] == save_picker(tmp_path / "q", card, network.state_dict())
 

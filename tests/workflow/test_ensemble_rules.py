@@ -9,16 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from tiny_project import (
-    CENTRES,
     Project,
-    balls,
-    make_project,
+    make_sifted_project,
     save_threshold_network,
-    save_whole_network,
-    write_tomogram,
 )
-
-from tomoline.networks.cards import Sift, load_card
 
 SPECKS = [(28, 12, 14)]
 CLASSES = ["background", "ball", "cube"]
@@ -27,16 +21,8 @@ MODELS = {"folder": "models", "ensemble": ["dsmnet-classifier", "voxels"]}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = make_project(tmp_path_factory.mktemp("ensemble"), {"one": CENTRES["one"]})
-    volume = balls(CENTRES["one"], seed=0, specks_zyx=SPECKS)
-    write_tomogram(project.folder / "tomograms" / "one.mrc", volume)
-    models = project.folder / "models"
-    sift = Sift(
-        localizer_sha256=load_card(models / "msdnet-localizer").weights_sha256, threshold=0.3,
-        least=0.6, intercept=0.0, score=0.0, background=1.0,
-    )  # fmt: skip
-    save_whole_network(models / "dsmnet-classifier", CLASSES, sift=sift)
-    save_threshold_network(models / "voxels", "classifier", CLASSES)
+    project = make_sifted_project(tmp_path_factory.mktemp("ensemble"), CLASSES, SPECKS)
+    save_threshold_network(project.folder / "models" / "voxels", "classifier", CLASSES)
     project.configure(
         models=MODELS, keep=["prepared", "classes"], activation={"per_class": 1},
     )  # fmt: skip

@@ -11,13 +11,11 @@ import pytest
 from tiny_project import (
     CENTRES,
     Project,
-    balls,
     make_project,
+    make_sifted_project,
     save_whole_network,
-    write_tomogram,
 )
 
-from tomoline.networks.cards import Sift, load_card
 from tomoline.ops.votes import BACKGROUND_LIKE
 
 SPECKS = [(28, 12, 14), (12, 34, 40)]
@@ -27,15 +25,7 @@ CLASSES = ["background", "ball", "cube"]
 @pytest.fixture(scope="module")
 def sifted(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A tomogram of two balls and two specks, of which the localizer takes all for particles."""
-    project = make_project(tmp_path_factory.mktemp("whole"), {"one": CENTRES["one"]})
-    volume = balls(CENTRES["one"], seed=0, specks_zyx=SPECKS)
-    write_tomogram(project.folder / "tomograms" / "one.mrc", volume)
-    models = project.folder / "models"
-    sift = Sift(
-        localizer_sha256=load_card(models / "msdnet-localizer").weights_sha256, threshold=0.3,
-        least=0.6, intercept=0.0, score=0.0, background=1.0,
-    )  # fmt: skip
-    save_whole_network(models / "dsmnet-classifier", CLASSES, sift=sift)
+    project = make_sifted_project(tmp_path_factory.mktemp("whole"), CLASSES, SPECKS)
     project.configure(keep=["classes"])
     done = project.snakemake()
     assert done.returncode == 0, done.stderr

@@ -132,13 +132,19 @@ def write_with_heads(path: str | Path, names: Sequence[str], folder: str | Path)
     Raises
     ------
     InputError
-        No picker at `path`, a head that it has not got, or `folder` is the picker's own.
+        No picker at `path`, a head that it has not got, or `folder` is the picker's own or holds a
+        model of other work.
     """
     card, network = load_picker(path)
     if Path(folder).resolve() == model_folder(path).resolve():
         raise InputError(
             folder, expected="another folder than the picker's own", found="the same",
             remedy="name one that is not there yet: the other heads would be lost",
+        )  # fmt: skip
+    if (Path(folder) / CARD).exists() and not is_picker(folder):
+        raise InputError(
+            folder, expected="a folder for a picker", found="a model of other work",
+            remedy="name one that is not there yet: that model would be lost",
         )  # fmt: skip
     for name in names:
         card.head(name)
